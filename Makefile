@@ -1,0 +1,55 @@
+# Every target sets up what it needs. `make help` lists them.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
+SEED ?= 0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## make the virtual environment with everything that training and the tests need
+
+$(VENV)/.ready: pyproject.toml scripts/setup.sh
+	@bash scripts/setup.sh $(VENV)
+	@touch $@
+
+build: $(VENV)/.built ## compile the Rust core and install the package, editable
+
+$(VENV)/.built: $(VENV)/.ready $(RUST)
+	@$(VENV)/bin/maturin develop --release --quiet >/dev/null
+	@touch $@
+
+demo: build ## train a small model from scratch by the k1.5 recipe (minutes, CPU); SEED=n picks another run
+	@$(VENV)/bin/k15 train recipes/doors.yaml --seed $(SEED) --name doors-seed$(SEED) --overwrite
+
+test: test-rust test-python ## all tests that can run on this machine
+
+test-rust: $(VENV)/.ready ## the Rust core's unit, property and documentation tests
+	@bash scripts/test_rust.sh
+
+test-python: build ## the Python tests
+	@$(PY) -m pytest
+
+test-peers: build ## tests against other stacks, each in an environment of its own
+	@bash scripts/test_peers.sh
+
+lint: build ## formatting, lints, types, the stub gate
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(PY) -m mypy.stubtest k15core._core --mypy-config-file pyproject.toml
+
+fmt: $(VENV)/.ready ## format everything
+	@cargo fmt --all
+	@$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+
+bench: build ## measure the claims against their peers; writes bench/out/summary.json
+	@$(PY) -m bench
+
+clean: ## remove what was built; runs/ stays
+	rm -rf $(VENV) .venv-* target bench/out python/k15core/*.so

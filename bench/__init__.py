@@ -1,0 +1,1 @@
+"""Claims about speed, one file a claim: `python -m bench [NAME…]`, or `make bench`."""

@@ -1,0 +1,38 @@
+"""k15core: the systems core under reinforcement learning of reasoning LLMs.
+
+Names are loaded when they are first used, so that importing the package loads neither numpy nor
+torch: `import k15core` costs little more than Python itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from k15core._core import __version__
+from k15core.errors import Error
+
+if TYPE_CHECKING:
+    from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
+
+_HOME = {
+    "Chunk": "types",
+    "Lease": "types",
+    "Loop": "types",
+    "PackedBatch": "types",
+    "Prompt": "types",
+}
+
+__all__ = ["Chunk", "Error", "Lease", "Loop", "PackedBatch", "Prompt", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'k15core' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"k15core.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Policy optimisation: one algorithm, one class, one file."""

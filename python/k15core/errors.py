@@ -1,0 +1,32 @@
+"""The exceptions of k15core. Everything that the library refuses is a subclass of `Error`.
+
+Messages name the field, the value and what was expected; where there is a way out, they say it.
+"""
+
+
+class Error(Exception):
+    """Base of every exception that k15core raises on purpose."""
+
+
+class InvalidInputError(Error, ValueError):
+    """An argument, a recipe, a prompt file or a model directory is not what was expected."""
+
+
+class ConflictError(Error):
+    """An append does not continue what is stored: another writer was there, or a gap would open."""
+
+
+class LeaseExpiredError(Error):
+    """The lease epoch is older than the trajectory's: another worker holds it now."""
+
+
+class CapacityError(Error):
+    """The store is full, and the caller chose that it then refuses."""
+
+
+class CorruptionError(Error):
+    """Stored bytes do not match their checksum, or a file is of a format that is not ours."""
+
+
+class StorageError(Error, OSError):
+    """The operating system refused to read or write: a full disk, a missing permission."""

@@ -1,0 +1,1 @@
+"""Lean forward passes over Hugging Face weights, and import of other formats."""

@@ -1,0 +1,1 @@
+"""Scores for responses, one file a kind."""

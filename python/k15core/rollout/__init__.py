@@ -1,0 +1,1 @@
+"""Rollout engines behind one protocol, and partial rollouts over the store."""

@@ -1,0 +1,1 @@
+"""Prompt sets: generated, and read from files."""

@@ -1,0 +1,403 @@
+"""The words that the rooms share: what travels along the arrows, and the protocols at their ends.
+
+Shapes in brackets: B trajectories, T packed tokens, G groups, k responses a prompt. Every per-token
+array has the length of `input_ids`; entry t belongs to token t given the tokens before it; prompt
+entries are 0. Ids are 64 bit ints. numpy is imported at first use, never at import.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+FinishReason = Literal["stop", "length", "repetition", "abort"]
+
+FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "repetition", "abort")
+"""The code of a finish reason in `PackedBatch.finish_reasons` is its place in this tuple."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem of a prompt set. `difficulty` grows with hardness; None where nobody labelled."""
+
+    prompt_id: int
+    input_ids: NDArray[np.int32]
+    answer: str
+    tags: tuple[str, ...] = ()
+    difficulty: float | None = None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One example for supervised fine-tuning: the loss is taken on the response only."""
+
+    input_ids: NDArray[np.int32]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A worker's claim on an unfinished trajectory.
+
+    `input_ids` [T] is the prompt and the response so far, `versions` [T] the policy version of each
+    token (0 on the prompt). `epoch` is the fencing token that `append` and `finish` must show.
+    """
+
+    trajectory_id: int
+    epoch: int
+    deadline: float
+    input_ids: NDArray[np.int32]
+    prompt_length: int
+    versions: NDArray[np.uint32]
+
+    @property
+    def response_length(self) -> int:
+        """Tokens generated so far."""
+        return len(self.input_ids) - self.prompt_length
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """B trajectories, one after another in flat arrays. Groups are contiguous.
+
+    What `Store.sample` returns are views into buffers that its next call may reuse: `copy()` what
+    must live longer.
+    """
+
+    input_ids: NDArray[np.int32]  # [T]
+    position_ids: NDArray[np.int32]  # [T]
+    cu_seqlens: NDArray[np.int32]  # [B + 1]
+    max_seqlen: int
+    loss_mask: NDArray[np.uint8]  # [T]
+    rollout_log_probs: NDArray[np.float32]  # [T]
+    versions: NDArray[np.uint32]  # [T]
+    rewards: NDArray[np.float32]  # [B]
+    group_ids: NDArray[np.int64]  # [B]
+    trajectory_ids: NDArray[np.int64]  # [B]
+    prompt_ids: NDArray[np.int64]  # [B]
+    prompt_lengths: NDArray[np.int32]  # [B]
+    finish_reasons: NDArray[np.uint8]  # [B], codes of FINISH_REASONS
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def copy(self) -> PackedBatch:
+        """The same batch in memory of its own."""
+        arrays = {k: v.copy() for k, v in vars(self).items() if k != "max_seqlen"}
+        return replace(self, **arrays)
+
+    def response_lengths(self) -> NDArray[np.int32]:
+        """Tokens of each response [B], whatever their loss mask."""
+        return self.cu_seqlens[1:] - self.cu_seqlens[:-1] - self.prompt_lengths
+
+    def select(self, rows: NDArray[np.int64] | Sequence[int]) -> PackedBatch:
+        """The given trajectories in the given order, in memory of their own."""
+        import numpy as np
+
+        rows = np.asarray(rows, np.int64)
+        starts, lengths = self.cu_seqlens[:-1][rows], np.diff(self.cu_seqlens)[rows]
+        cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        tokens = np.repeat(starts - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
+        per_token = ("input_ids", "position_ids", "loss_mask", "rollout_log_probs", "versions")
+        per_row = (
+            "rewards",
+            "group_ids",
+            "trajectory_ids",
+            "prompt_ids",
+            "prompt_lengths",
+            "finish_reasons",
+        )
+        return replace(
+            self,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=int(lengths.max(initial=0)),
+            **{name: getattr(self, name)[tokens] for name in per_token},
+            **{name: getattr(self, name)[rows] for name in per_row},
+        )
+
+
+class Store(Protocol):
+    """One store, two faces: unfinished (lease, append, finish) and finished (reward, sample)."""
+
+    def add_group(self, prompt: Prompt, k: int) -> list[int]:
+        """Open k unfinished trajectories for the prompt; returns their ids."""
+        ...
+
+    def lease(
+        self,
+        n: int,
+        *,
+        now: float,
+        duration: float,
+        order: Literal["oldest", "stalest", "longest"] = "oldest",
+    ) -> list[Lease]:
+        """Claim up to n unfinished trajectories that nobody holds at `now` (seconds)."""
+        ...
+
+    def append(
+        self,
+        trajectory_id: int,
+        epoch: int,
+        offset: int,
+        tokens: NDArray[np.int32],
+        log_probs: NDArray[np.float32],
+        version: int,
+    ) -> None:
+        """Add tokens [n] and their log-probs [n] at response position `offset`.
+
+        Does nothing if the same bytes are there already. Raises ConflictError if `offset` is not
+        the length, LeaseExpiredError if another worker holds the trajectory.
+        """
+        ...
+
+    def finish(self, trajectory_id: int, epoch: int, reason: FinishReason) -> None:
+        """End the trajectory: from now on it is in the finished face. Moves no tokens."""
+        ...
+
+    def set_reward(self, trajectory_id: int, reward: float) -> None:
+        """Record the score of a finished trajectory."""
+        ...
+
+    def sample(
+        self,
+        *,
+        groups: int | None = None,
+        tokens: int | None = None,
+        max_staleness: int,
+        strategy: str,
+        seed: int,
+    ) -> PackedBatch:
+        """Take whole groups, by count or by token budget, no staler than `max_staleness`."""
+        ...
+
+    def mark(self) -> int:
+        """Name the present point, so that a checkpoint can refer to it."""
+        ...
+
+    def rewind(self, mark: int) -> None:
+        """Return to a marked point, keeping the acknowledged tokens that are still valid there."""
+        ...
+
+
+class PromptSampler(Protocol):
+    """Which prompts to roll out next: uniform, priority, curriculum, composed."""
+
+    def sample(self, n: int, *, seed: int, replace: bool = False) -> NDArray[np.int64]:
+        """Draw n prompt ids [n], without replacement unless asked."""
+        ...
+
+    def update(
+        self, prompt_ids: NDArray[np.int64], mean_rewards: NDArray[np.float32], version: int
+    ) -> None:
+        """Take in the mean reward of a group for each prompt [n], measured under `version`."""
+        ...
+
+    def state(self) -> bytes:
+        """Everything that a checkpoint needs to go on as if nothing had happened."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A repetition found in the tail of a stream, in tokens of the whole response.
+
+    `start` is where the loop begins, `period` its length (0 for a near-repeat, which has none),
+    `covered` how many tokens it covers.
+    """
+
+    start: int
+    period: int
+    covered: int
+    kind: Literal["exact", "near"]
+
+
+class RepetitionDetector(Protocol):
+    """Watches streams of tokens and says when one has begun to loop."""
+
+    def push(self, token: int) -> Loop | None:
+        """Add one token; a Loop if the tail has become one."""
+        ...
+
+    def push_many(
+        self, streams: NDArray[np.int64], tokens: NDArray[np.int32]
+    ) -> list[tuple[int, Loop]]:
+        """Add token i to stream streams[i]; the streams that loop, with what was found."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New tokens of one stream, as an engine hands them out.
+
+    `finish_reason` "length" means that the stream's `max_new_tokens` are spent; `loop` is set with
+    "repetition".
+    """
+
+    trajectory_id: int
+    tokens: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    version: int
+    finish_reason: FinishReason | None = None
+    loop: Loop | None = None
+
+
+class WeightSource(Protocol):
+    """Where new weights come from: shared memory, a directory, a model in this process."""
+
+    def tensors(self) -> Iterable[tuple[str, object]]:
+        """Hugging Face parameter names with their tensors, one at a time."""
+        ...
+
+
+class RolloutEngine(Protocol):
+    """Continues leased trajectories: token ids in, tokens with log-probs and version out."""
+
+    def start(
+        self,
+        leases: Sequence[Lease],
+        *,
+        max_new_tokens: Sequence[int],
+        temperature: float,
+        seed: int,
+    ) -> None:
+        """Take in streams to continue, each for at most max_new_tokens[i] more tokens.
+
+        Noise is a function of (seed, trajectory_id, position in the response); temperature 0 is
+        greedy. May be called while `chunks` is being consumed.
+        """
+        ...
+
+    def chunks(self) -> AsyncIterator[Chunk]:
+        """New tokens as they come, until no stream is left."""
+        ...
+
+    def stop(self, trajectory_ids: Sequence[int]) -> None:
+        """Let go of streams; tokens sampled but not handed out yet are discarded."""
+        ...
+
+    def update_weights(self, source: WeightSource, version: int) -> None:
+        """Load new weights and drop every KV cache of the old ones. No stream may be running."""
+        ...
+
+
+class Trainer(Protocol):
+    """Owns the policy that is trained."""
+
+    def log_probs(self, batch: PackedBatch) -> NDArray[np.float32]:
+        """Log-probs [T] of the batch's tokens under the present weights, 0 on prompts."""
+        ...
+
+    def step(
+        self,
+        batch: PackedBatch,
+        advantages: NDArray[np.float32],
+        old_log_probs: NDArray[np.float32],
+        *,
+        responses: int,
+    ) -> dict[str, float]:
+        """One optimizer step. `responses` is the P·k of the loss, skipped groups included."""
+        ...
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's moments (once an iteration, report section 2.3.2)."""
+        ...
+
+    def weights(self) -> WeightSource:
+        """The present weights, for the hand-over to an engine."""
+        ...
+
+    def save(self, directory: str) -> None:
+        """Write weights, optimizer and whatever else `load` needs to go on bit for bit."""
+        ...
+
+    def load(self, directory: str) -> None:
+        """Return to what `save` wrote."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores one response between 0 and 1. An infrastructure fault raises; it is never a 0."""
+
+    async def score(self, prompt: Prompt, response: str) -> float:
+        """The score of a response text."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. `save_pretrained` writes the Hugging Face files."""
+
+    eos_token_ids: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """Text to token ids, without special tokens added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids to text; the end-of-sequence token is not shown."""
+        ...
+
+    def save_pretrained(self, directory: str) -> None:
+        """Write the tokenizer's Hugging Face files into a model directory."""
+        ...
+
+
+class Task(Protocol):
+    """A set of problems: what is trained on, what is held out, and how a teacher would answer."""
+
+    tokenizer: Tokenizer
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+
+    def demonstrations(self, stage: str, step: int, n: int) -> list[Demonstration]:
+        """Examples of one SFT step: a pure function of (task seed, stage, step)."""
+        ...
+
+    def behaviour(self, prompt: Prompt, response: str) -> Mapping[str, tuple[float, float]]:
+        """Task statistics by name, each as (numerator, denominator), to be summed and divided."""
+        ...
+
+    def forced_prefix(self, prompt: Prompt) -> str | None:
+        """A first step to force in the control evaluation, or None where the task has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a sandboxed program did."""
+
+    verdict: str
+    exit_code: int | None
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+    truncated: bool
+    cpu_seconds: float
+    wall_seconds: float
+    peak_memory: int
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+class Sandbox(Protocol):
+    """Runs untrusted programs: in process, or through the daemon's client, by the same calls."""
+
+    def run(
+        self,
+        source: str,
+        *,
+        language: str,
+        stdin: bytes = b"",
+        files: dict[str, bytes] | None = None,
+        limits: object | None = None,
+    ) -> RunResult:
+        """Run one program to its verdict."""
+        ...
+
+    def run_many(self, jobs: Sequence[dict[str, object]]) -> list[RunResult]:
+        """Run programs side by side; results in the order of the jobs."""
+        ...

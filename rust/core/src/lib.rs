@@ -1,0 +1,9 @@
+//! The systems core of k15core: no Python, no async runtime, no clock and no random source.
+//!
+//! Time and seeds are arguments of the functions that need them, so that every result is a function
+//! of its inputs.
+
+pub mod error;
+pub mod noise;
+
+pub use error::{Error, Result};

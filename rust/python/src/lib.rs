@@ -1,0 +1,14 @@
+//! The module `k15core._core`: thin bindings, one file a class.
+
+use pyo3::prelude::*;
+
+mod error;
+mod noise;
+
+/// Registers every class and function of the module.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;
+    Ok(())
+}
