@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["__version__", "uniforms"]
+
 __version__: str
 
 def uniforms(
