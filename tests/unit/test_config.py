@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from k15core.config import Recipe, dump, load_recipe, parse_yaml, settings_for, validate
 from k15core.errors import InvalidInputError
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from k15core import Error, _core
 
 GOLDEN = 0x9E3779B97F4A7C15

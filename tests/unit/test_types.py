@@ -1,4 +1,5 @@
 import numpy as np
+
 from k15core.types import PackedBatch
 
 
