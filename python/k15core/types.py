@@ -125,8 +125,8 @@ class PackedBatch:
 class Store(Protocol):
     """One store, two faces: unfinished (lease, append, finish) and finished (reward, sample)."""
 
-    def add_group(self, prompt: Prompt, k: int) -> list[int]:
-        """Open k unfinished trajectories for the prompt; returns their ids."""
+    def add_group(self, prompt: Prompt, k: int, *, version: int = 0) -> list[int]:
+        """Open k unfinished trajectories for the prompt under a policy version; their ids."""
         ...
 
     def lease(
@@ -156,6 +156,14 @@ class Store(Protocol):
         """
         ...
 
+    def release(self, trajectory_id: int, epoch: int) -> None:
+        """Give a lease back before its deadline."""
+        ...
+
+    def unfinished(self) -> int:
+        """How many trajectories wait for more tokens."""
+        ...
+
     def finish(self, trajectory_id: int, epoch: int, reason: FinishReason) -> None:
         """End the trajectory: from now on it is in the finished face. Moves no tokens."""
         ...
@@ -170,25 +178,28 @@ class Store(Protocol):
         groups: int | None = None,
         tokens: int | None = None,
         max_staleness: int,
+        version: int,
         strategy: str,
         seed: int,
     ) -> PackedBatch:
-        """Take whole groups, by count or by token budget, no staler than `max_staleness`."""
+        """Take whole groups, by count or by token budget, no staler than `max_staleness` at `version`."""
         ...
 
-    def mark(self) -> int:
-        """Name the present point, so that a checkpoint can refer to it."""
+    def mark(self, version: int) -> int:
+        """Name the present point and the policy version that a run restarted here rolls out."""
         ...
 
     def rewind(self, mark: int) -> None:
-        """Return to a marked point, keeping the acknowledged tokens that are still valid there."""
+        """Undo what was consumed since; acknowledged work of the mark's version is kept."""
         ...
 
 
 class PromptSampler(Protocol):
     """Which prompts to roll out next: uniform, priority, curriculum, composed."""
 
-    def sample(self, n: int, *, seed: int, replace: bool = False) -> NDArray[np.int64]:
+    def sample(
+        self, n: int, *, seed: int, iteration: int = 0, replace: bool = False
+    ) -> NDArray[np.int64]:
         """Draw n prompt ids [n], without replacement unless asked."""
         ...
 

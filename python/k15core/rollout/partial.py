@@ -17,8 +17,7 @@ from k15core.errors import InvalidInputError, LeaseExpiredError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from k15core._core import Store
-    from k15core.types import Chunk, FinishReason, Lease, Loop, RolloutEngine
+    from k15core.types import Chunk, FinishReason, Lease, Loop, RolloutEngine, Store
 
 
 @dataclass
