@@ -5,8 +5,9 @@ import math
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from k15core.algorithms import CutPenalty, LengthReward, MirrorDescent, mini_batches
 from packed import packed
+
+from k15core.algorithms import CutPenalty, LengthReward, MirrorDescent, mini_batches
 
 # Rewards, response length, finish reason (stop, length, repetition) of one response.
 RESPONSE = st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.integers(1, 9), st.integers(0, 2))

@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from packed import packed
+
 from k15core.algorithms import (
     CutPenalty,
     LengthReward,
@@ -16,7 +18,6 @@ from k15core.algorithms import (
 )
 from k15core.errors import InvalidInputError
 from k15core.types import FINISH_REASONS
-from packed import packed
 
 STOP, LENGTH, REPETITION, ABORT = (np.uint8(i) for i in range(len(FINISH_REASONS)))
 
