@@ -13,6 +13,7 @@ from k15core._core import __version__
 from k15core.errors import Error
 
 if TYPE_CHECKING:
+    from k15core._core import RepetitionDetector
     from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
 
 _HOME = {
@@ -21,9 +22,19 @@ _HOME = {
     "Loop": "types",
     "PackedBatch": "types",
     "Prompt": "types",
+    "RepetitionDetector": "_core",
 }
 
-__all__ = ["Chunk", "Error", "Lease", "Loop", "PackedBatch", "Prompt", "__version__"]
+__all__ = [
+    "Chunk",
+    "Error",
+    "Lease",
+    "Loop",
+    "PackedBatch",
+    "Prompt",
+    "RepetitionDetector",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

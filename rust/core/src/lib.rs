@@ -5,5 +5,6 @@
 
 pub mod error;
 pub mod noise;
+pub mod repetition;
 
 pub use error::{Error, Result};

@@ -4,11 +4,13 @@ use pyo3::prelude::*;
 
 mod error;
 mod noise;
+mod repetition;
 
 /// Registers every class and function of the module.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;
+    module.add_class::<repetition::RepetitionDetector>()?;
     Ok(())
 }
