@@ -13,7 +13,7 @@ LAYERS = [
     {"controller"},
     {"rollout", "trainer", "rewards", "integrations"},
     {"deploy", "algorithms", "tasks", "models", "sandbox", "report"},
-    {"types", "config"},
+    {"types", "config", "registry"},
     {"_core", "errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
