@@ -30,3 +30,7 @@ class CorruptionError(Error):
 
 class StorageError(Error, OSError):
     """The operating system refused to read or write: a full disk, a missing permission."""
+
+
+class VerifierError(Error):
+    """A verifier failed by itself. Nothing is known about the response: it is not a wrong one."""

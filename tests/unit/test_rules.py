@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from k15core.errors import InvalidInputError
 from k15core.rewards import make_reward
 from k15core.rewards.extract import last_boxed, last_number, to_number

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
 from k15core.errors import InvalidInputError
 from k15core.tasks.doors import DoorsTask
 from k15core.tasks.tokenizer import DirectoryTokenizer, WordTokenizer
-from transformers import AutoTokenizer
 
 TASK = DoorsTask(pool=1, held_out_per_difficulty=1)
 WORDS = ["|", "!", "?", *"abcdefgh", *"1234567"]
@@ -59,6 +60,11 @@ def test_transformers_agrees_with_what_was_saved(saved: Path, hf) -> None:
         for tokenizer in (ours, hf, TASK.tokenizer):
             assert tokenizer.encode(f"{text} .") == ids
         assert ours.decode(ids) == hf.decode(ids, skip_special_tokens=True) == text
+
+
+def test_padding_is_not_shown(saved: Path) -> None:
+    for tokenizer in (TASK.tokenizer, DirectoryTokenizer(saved)):
+        assert tokenizer.decode([0, 0, *tokenizer.encode("! b .")]) == "! b"
 
 
 def test_an_end_that_is_no_word_is_refused() -> None:

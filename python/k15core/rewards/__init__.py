@@ -16,7 +16,7 @@ REWARDS = {
     "ending": "k15core.rewards.rule:EndingReward",
     "number": "k15core.rewards.rule:NumberReward",
     "boxed": "k15core.rewards.rule:BoxedReward",
-   
+    "math": "k15core.rewards.math:MathReward",
 }
 
 
