@@ -1,0 +1,105 @@
+"""What every trainer does before it computes: check its input, cut it into micro-batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from k15core.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from k15core.types import PackedBatch
+
+
+def check_pack(batch: PackedBatch) -> None:
+    """Refuse a batch whose arrays do not fit together, naming the array."""
+    cu_seqlens, tokens, rows = batch.cu_seqlens, len(batch.input_ids), len(batch)
+    if len(cu_seqlens) != rows + 1 or rows == 0:
+        raise InvalidInputError(
+            f"cu_seqlens has {len(cu_seqlens)} entries for {rows} rewards: expected B + 1, B >= 1"
+        )
+    lengths = np.diff(cu_seqlens)
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != tokens or (lengths < 1).any():
+        raise InvalidInputError(
+            f"cu_seqlens runs from {cu_seqlens[0]} to {cu_seqlens[-1]}: expected an ascent from 0 "
+            f"to {tokens}, the length of input_ids"
+        )
+    if batch.max_seqlen < lengths.max():
+        raise InvalidInputError(
+            f"max_seqlen is {batch.max_seqlen}: expected at least {lengths.max()}, the longest"
+        )
+    if (batch.prompt_lengths < 1).any() or (batch.prompt_lengths > lengths).any():
+        raise InvalidInputError(
+            "prompt_lengths has an entry outside 1 … the trajectory's length: expected a prompt "
+            "token at least, for the first response token needs one before it"
+        )
+    checked("loss_mask", batch.loss_mask, tokens)
+    checked("position_ids", batch.position_ids, tokens)
+    if (batch.position_ids != _places(batch)).any():
+        raise InvalidInputError("position_ids: expected 0, 1, 2, … from each trajectory's start")
+
+
+def check_step(
+    batch: PackedBatch,
+    advantages: NDArray[np.float32],
+    old_log_probs: NDArray[np.float32],
+    responses: int,
+) -> None:
+    """Refuse what a step must not be taken with."""
+    check_pack(batch)
+    checked("advantages", advantages, len(batch))
+    checked("old_log_probs", old_log_probs, len(batch.input_ids))
+    if responses < len(batch):
+        raise InvalidInputError(
+            f"responses is {responses}: expected at least {len(batch)}, those in the batch "
+            "(skipped groups count too)"
+        )
+    prompt = _in_prompt(batch)
+    if batch.loss_mask[prompt].any():
+        raise InvalidInputError("loss_mask is not 0 on a prompt token: expected 0 on prompts")
+
+
+def checked(name: str, values: NDArray[Any], length: int) -> None:
+    """Refuse an array of another length, or one with an entry that is not finite."""
+    if values.shape != (length,):
+        raise InvalidInputError(f"{name} has shape {values.shape}: expected [{length}]")
+    if not np.isfinite(values).all():
+        raise InvalidInputError(f"{name} has an entry that is not finite: expected numbers")
+
+
+def response_mask(batch: PackedBatch) -> NDArray[np.bool_]:
+    """True on every response token [T], trained on or not."""
+    return ~_in_prompt(batch)
+
+
+def _in_prompt(batch: PackedBatch) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = _places(batch) < np.repeat(
+        batch.prompt_lengths, np.diff(batch.cu_seqlens)
+    )
+    return inside
+
+
+def _places(batch: PackedBatch) -> NDArray[np.int64]:
+    """Each token's place in its trajectory [T]."""
+    starts, lengths = batch.cu_seqlens[:-1], np.diff(batch.cu_seqlens)
+    places: NDArray[np.int64] = np.arange(len(batch.input_ids)) - np.repeat(starts, lengths)
+    return places
+
+
+def micro_batches(cu_seqlens: NDArray[np.int32], tokens: int) -> list[tuple[int, int]]:
+    """Cut a pack into runs of whole rows [start, end) of at most `tokens` tokens each.
+
+    A row longer than that has a micro-batch to itself: the loss needs whole responses.
+    """
+    if tokens < 1:
+        raise InvalidInputError(f"micro_batch_tokens is {tokens}: expected at least 1")
+    cuts, start, rows = [], 0, len(cu_seqlens) - 1
+    while start < rows:
+        end = int(np.searchsorted(cu_seqlens, cu_seqlens[start] + tokens, side="right")) - 1
+        end = max(end, start + 1)
+        cuts.append((start, end))
+        start = end
+    return cuts
