@@ -13,7 +13,7 @@ from k15core._core import __version__
 from k15core.errors import Error
 
 if TYPE_CHECKING:
-    from k15core._core import RepetitionDetector
+    from k15core._core import PriorityIndex, PromptSampler, RepetitionDetector
     from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
 
 _HOME = {
@@ -21,7 +21,9 @@ _HOME = {
     "Lease": "types",
     "Loop": "types",
     "PackedBatch": "types",
+    "PriorityIndex": "_core",
     "Prompt": "types",
+    "PromptSampler": "_core",
     "RepetitionDetector": "_core",
 }
 
@@ -31,7 +33,9 @@ __all__ = [
     "Lease",
     "Loop",
     "PackedBatch",
+    "PriorityIndex",
     "Prompt",
+    "PromptSampler",
     "RepetitionDetector",
     "__version__",
 ]

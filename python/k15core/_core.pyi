@@ -1,13 +1,13 @@
 """The Rust core. Held to the compiled module by mypy's stubtest (`make lint`)."""
 
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from k15core.types import Loop
 
-__all__ = ["RepetitionDetector", "__version__", "uniforms"]
+__all__ = ["PriorityIndex", "PromptSampler", "RepetitionDetector", "__version__", "uniforms"]
 
 __version__: str
 
@@ -15,6 +15,135 @@ def uniforms(
     seed: int, trajectory_ids: NDArray[np.int64], positions: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """One uniform number in (0, 1) for each stream: a pure function of its three keys [B]."""
+
+@final
+class PriorityIndex:
+    """Entries 0 … n − 1 with a weight each (0 at first), drawn with probability weight / total.
+
+    Exact: sums are float64, recomputed from the weights at each update, so nothing drifts; an entry
+    of weight 0 is never drawn. Updates and draws cost O(log n) an entry. All calls release the GIL,
+    and calls from several threads wait for each other. `weights()` and `update` are its checkpoint.
+    Whatever is refused (InvalidInputError) changes nothing.
+
+    >>> import numpy as np
+    >>> index = PriorityIndex(1000)
+    >>> index.update(np.array([3, 700]), np.array([1.0, 3.0]))
+    >>> index.total
+    4.0
+    >>> sorted(index.sample(2, seed=0, replace=False).tolist())
+    [3, 700]
+    """
+
+    def __new__(cls, n: int) -> PriorityIndex: ...
+    def __len__(self) -> int: ...
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+
+    def update(
+        self, indices: NDArray[np.int64], weights: NDArray[np.float32] | NDArray[np.float64]
+    ) -> None:
+        """Give entry indices[i] the weight weights[i], from 0 to 1e290, for all i [m].
+
+        Of an entry that comes twice the last weight counts.
+        """
+
+    def sample(self, n: int, *, seed: int, replace: bool = True) -> NDArray[np.int64]:
+        """Draw n entries [n]: a pure function of the weights and the arguments.
+
+        Without replacement each draw is in proportion to the weights that are left. Raises
+        InvalidInputError if fewer than n entries have a weight above 0 (none, with replacement).
+        The probability of a draw with replacement is `weights(drawn) / total`.
+        """
+
+    def weights(self, indices: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """The weights of the given entries [m], or of all [n]."""
+
+@final
+class PromptSampler:
+    """Which prompts to roll out next: a rule over success rates, among those a curriculum admits.
+
+    Success rate (report, section 2.3.3, with decay and a prior): s_i = (Σ gamma^age·r +
+    prior_rate·prior_count) / (Σ gamma^age + prior_count), r the mean reward of each group, its age
+    the newest version ever given to `update` less its own. With gamma < 1 the evidence for a prompt
+    that is not drawn fades too: its rate goes back to the prior.
+
+    Rules, P(i) in proportion to: `uniform` 1; `priority` (1 − s_i)^alpha + epsilon; `learnability`
+    s_i·(1 − s_i) + epsilon; `thompson` as priority, with a rate drawn for each call from the Beta
+    distribution of what is known of the prompt.
+
+    Curriculum: `difficulty` by the labels `difficulty` [n], `pass_rate` by s_i. Iterations from
+    `warmup_iterations` on admit only the hard: difficulty ≥ `min_difficulty`, or s_i ≤
+    `max_pass_rate`. With `pace_iterations`, the easy come first: iteration 0 admits the easiest
+    `pace_start` (0.2) of the range of labels, or of rates from 1 down to 0, and the share grows
+    linearly until iteration `pace_iterations` admits all. Both can be used together.
+
+    Where fewer prompts are admitted than are asked for without replacement, all of them are drawn
+    and the rest comes from the prompts nearest to the admitted range, by the same rule;
+    `admissible` tells how many there are. Asking for more prompts than exist raises
+    InvalidInputError, as do unknown ids, rewards outside 0 … 1 and settings that do not fit.
+
+    With gamma = 1 an update costs O(log n) a prompt. All n weights are recomputed, once each time,
+    when the admitted range moves, when gamma < 1 and a newer version comes, and at each draw of
+    `thompson`.
+
+    >>> import numpy as np
+    >>> sampler = PromptSampler(np.arange(100), rule="priority", epsilon=0.001)
+    >>> sampler.update(np.array([7, 8]), np.array([1.0, 0.0], np.float32), version=1)
+    >>> sampler.success_rates()[6:9].tolist()
+    [0.5, 0.75, 0.25]
+    >>> drawn = sampler.sample(32, seed=0)
+    >>> len(set(drawn.tolist()))
+    32
+    """
+
+    def __new__(
+        cls,
+        prompt_ids: NDArray[np.int64],
+        *,
+        difficulty: NDArray[np.float32] | None = None,
+        rule: Literal["uniform", "priority", "learnability", "thompson"] = "uniform",
+        alpha: float = 1.0,
+        epsilon: float = 0.01,
+        gamma: float = 0.9,
+        prior_rate: float = 0.5,
+        prior_count: float = 1.0,
+        curriculum: Literal["none", "difficulty", "pass_rate"] = "none",
+        warmup_iterations: int = 0,
+        min_difficulty: float | None = None,
+        max_pass_rate: float | None = None,
+        pace_iterations: int | None = None,
+        pace_start: float | None = None,
+    ) -> PromptSampler: ...
+    def __len__(self) -> int: ...
+    @property
+    def prompt_ids(self) -> NDArray[np.int64]:
+        """The ids [n], in the order in which they were given."""
+
+    def sample(
+        self, n: int, *, seed: int, iteration: int = 0, replace: bool = False
+    ) -> NDArray[np.int64]:
+        """Draw n prompt ids [n]: a pure function of the state and the arguments.
+
+        Iterations are numbered from 0.
+        """
+
+    def update(
+        self, prompt_ids: NDArray[np.int64], mean_rewards: NDArray[np.float32], version: int
+    ) -> None:
+        """Take in the mean reward, 0 to 1, of one group for each prompt [m], under `version`."""
+
+    def success_rates(self) -> NDArray[np.float32]:
+        """s_i of all prompts [n], in the order of `prompt_ids`."""
+
+    def admissible(self, iteration: int = 0) -> int:
+        """How many prompts the curriculum admits at an iteration, before it is widened."""
+
+    def state(self) -> bytes:
+        """Everything that a checkpoint needs, given the same prompts and settings."""
+
+    def restore(self, state: bytes) -> None:
+        """Go back to what `state` gave. Refuses bytes that are damaged or of other prompts."""
 
 @final
 class RepetitionDetector:

@@ -6,5 +6,6 @@
 pub mod error;
 pub mod noise;
 pub mod repetition;
+pub mod sampler;
 
 pub use error::{Error, Result};

@@ -2,8 +2,11 @@
 
 use pyo3::prelude::*;
 
+mod argument;
 mod error;
 mod noise;
+mod priority_index;
+mod prompt_sampler;
 mod repetition;
 
 /// Registers every class and function of the module.
@@ -12,5 +15,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;
     module.add_class::<repetition::RepetitionDetector>()?;
+    module.add_class::<priority_index::PriorityIndex>()?;
+    module.add_class::<prompt_sampler::PromptSampler>()?;
     Ok(())
 }

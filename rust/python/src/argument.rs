@@ -1,0 +1,49 @@
+//! Arguments that need a message of our own when they are not what was expected.
+
+use std::borrow::Cow;
+
+use k15_core::Error;
+use numpy::{Element, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::prelude::*;
+
+use crate::error::Result;
+
+/// A one-dimensional array of one type, held while it is read.
+pub struct Column<'py, T: Element>(PyReadonlyArray1<'py, T>);
+
+impl<T: Element + Copy> Column<'_, T> {
+    /// The values: a view where they lie one after another, else a copy.
+    pub fn values(&self) -> Cow<'_, [T]> {
+        self.0.as_slice().map_or_else(|_| self.0.as_array().to_vec().into(), Cow::Borrowed)
+    }
+}
+
+/// Takes `value` as a one-dimensional array of `T`, or None if it is another thing.
+pub fn column_if<'py, T: Element>(value: &Bound<'py, PyAny>) -> Option<Column<'py, T>> {
+    value.extract::<PyReadonlyArray1<'py, T>>().ok().map(Column)
+}
+
+/// Takes `value` as a one-dimensional array of `T`; `dtype` is its name in the message.
+pub fn column<'py, T: Element>(
+    field: &'static str,
+    value: &Bound<'py, PyAny>,
+    dtype: &str,
+) -> Result<Column<'py, T>> {
+    column_if(value).ok_or_else(|| refused(field, value, dtype).into())
+}
+
+/// The error for a `value` that is not a one-dimensional array of `dtype`.
+pub fn refused(field: &'static str, value: &Bound<'_, PyAny>, dtype: &str) -> Error {
+    let given = match value.cast::<PyUntypedArray>() {
+        Ok(array) => format!("an array of {} with {} axes", array.dtype(), array.ndim()),
+        Err(_) => value.get_type().name().map_or_else(|_| String::new(), |name| name.to_string()),
+    };
+    Error::invalid(field, given, format!("a one-dimensional array of {dtype}"))
+}
+
+/// Takes a Python integer as an unsigned one.
+pub fn unsigned<T: TryFrom<i128>>(field: &'static str, value: i128) -> Result<T> {
+    let most = u128::MAX >> (128 - 8 * size_of::<T>());
+    T::try_from(value)
+        .map_err(|_| Error::invalid(field, value, format!("an integer from 0 to {most}")).into())
+}
