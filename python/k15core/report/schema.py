@@ -23,6 +23,33 @@ REQUIRED: dict[str, dict[str, type]] = {
 """The kinds of lines and what each must hold; every other field may be absent: not measured."""
 
 
+SHAPES: dict[str, type] = {
+    "recipe": dict,
+    "probe": dict,
+    "length_quantiles": list,
+    "length_histogram": dict,
+    "stopped_by": dict,
+    "segments_histogram": dict,
+    "success_by_difficulty": dict,
+    "phase_seconds": dict,
+    "by_difficulty": dict,
+    "behaviour": dict,
+    "segments": list,
+}
+"""Optional fields that are not single values; null where they were not measured."""
+
+
+NUMBERS = frozenset({
+    "covered", "finished", "gradient_norm", "groups_pending", "groups_skipped",
+    "groups_trained", "iterations", "kl", "learning_rate", "length_reward_from", "loss",
+    "mean_length", "new_prompts", "parameters", "pass_rate", "period", "prompt_id", "prompts",
+    "repeats_stopped", "resumed", "reward", "seconds", "staleness_max", "staleness_mean",
+    "start", "steps", "temperature", "threads", "tokens", "tokens_per_second", "tokens_saved",
+    "version",
+})  # fmt: skip
+"""Optional fields that are numbers, or null."""
+
+
 def number(record: Mapping[str, Any], *path: str) -> float | None:
     """The number at a path of keys, or None where it is absent or null."""
     value: Any = record
@@ -47,6 +74,15 @@ def fault_of(record: object) -> str | None:
         if not isinstance(value, expected) or isinstance(value, bool):
             kind, wanted = record["kind"], expected.__name__
             return f"{name} of a line of kind {kind!r} is {value!r}; expected {wanted}"
+    for name, expected in SHAPES.items():
+        value = record.get(name)
+        if value is not None and not isinstance(value, expected):
+            wanted = "an object" if expected is dict else "a list"
+            return f"{name} is {value!r}; expected {wanted}"
+    for name in NUMBERS & record.keys():
+        value = record[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"{name} is {value!r}; expected a number"
     return None
 
 
