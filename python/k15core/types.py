@@ -315,6 +315,12 @@ class Trainer(Protocol):
         """One optimizer step. `responses` is the P·k of the loss, skipped groups included."""
         ...
 
+    def imitate(
+        self, demonstrations: Sequence[Demonstration], *, learning_rate: float, weight_decay: float
+    ) -> dict[str, float]:
+        """One supervised step on the responses of demonstrations, by the same optimizer."""
+        ...
+
     def reset_optimizer(self) -> None:
         """Forget the optimizer's moments (once an iteration, report section 2.3.2)."""
         ...

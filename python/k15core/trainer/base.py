@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +10,41 @@ import numpy as np
 from k15core.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from k15core.types import PackedBatch
+    from k15core.types import Demonstration, PackedBatch
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Demonstrations, one after another in flat arrays; `tokens` of them are trained on."""
+
+    input_ids: NDArray[np.int32]  # [T]
+    position_ids: NDArray[np.int32]  # [T]
+    cu_seqlens: NDArray[np.int32]  # [B + 1]
+    loss_mask: NDArray[np.bool_]  # [T]
+    tokens: int
+
+
+def pack_demonstrations(demonstrations: Sequence[Demonstration]) -> Pack:
+    """Pack demonstrations; refuses an empty list, a prompt or a response of no tokens."""
+    if not demonstrations:
+        raise InvalidInputError("demonstrations is empty: expected at least one")
+    lengths = np.array([len(shown.input_ids) for shown in demonstrations], np.int32)
+    prompts = np.array([shown.prompt_length for shown in demonstrations], np.int32)
+    wrong = np.flatnonzero((prompts < 1) | (prompts >= lengths))
+    if len(wrong):
+        raise InvalidInputError(
+            f"demonstrations[{wrong[0]}].prompt_length is {prompts[wrong[0]]} of "
+            f"{lengths[wrong[0]]} tokens: expected a prompt and a response of a token at least"
+        )
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    position_ids = np.arange(cu_seqlens[-1], dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+    loss_mask = position_ids >= np.repeat(prompts, lengths)
+    input_ids = np.concatenate([shown.input_ids for shown in demonstrations])
+    return Pack(input_ids, position_ids, cu_seqlens, loss_mask, int(loss_mask.sum()))
 
 
 def check_pack(batch: PackedBatch) -> None:

@@ -31,57 +31,48 @@ class Optimizer:
         self,
         model: torch.nn.Module,
         *,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-        max_gradient_norm: float = 1.0,
+        betas: tuple[float, float],
+        max_gradient_norm: float,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise InvalidInputError(f"betas is {betas}: expected two numbers 0 <= beta < 1")
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise InvalidInputError(f"weight_decay is {weight_decay}: expected a number >= 0")
         if not max_gradient_norm > 0:
             raise InvalidInputError(f"max_gradient_norm is {max_gradient_norm}: expected > 0")
         self.parameters = dict(model.named_parameters())
         self.max_gradient_norm = max_gradient_norm
-        self._settings = {"betas": betas, "weight_decay": weight_decay}
-        self.steps = 0
+        self._betas = betas
         self.reset()
 
     def reset(self) -> None:
         """Forget the moments."""
         self._adam = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=0.0,
-            betas=self._settings["betas"],  # type: ignore[arg-type]
-            weight_decay=self._settings["weight_decay"],  # type: ignore[arg-type]
-            fused=True,
+            self.parameters.values(), lr=0.0, betas=self._betas, fused=True
         )
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, weight_decay: float) -> float:
         """One step; returns the gradient's norm before clipping.
 
         Raises DivergedError, with the weights untouched, if the gradient is not finite.
         """
-        if not (math.isfinite(learning_rate) and learning_rate >= 0):
-            raise InvalidInputError(f"learning_rate is {learning_rate}: expected a number >= 0")
+        check_number("learning_rate", learning_rate)
+        check_number("weight_decay", weight_decay)
         norm = torch.nn.utils.clip_grad_norm_(
             list(self.parameters.values()), self.max_gradient_norm
         ).item()
         if not math.isfinite(norm):
             self.clear()
             raise DivergedError(
-                f"the gradient's norm is {norm} at optimizer step {self.steps}: expected a finite "
-                "number; try a smaller learning rate"
+                f"the gradient's norm is {norm}: expected a finite number; the step was not taken, "
+                "try a smaller learning rate"
             )
         for group in self._adam.param_groups:
-            group["lr"] = learning_rate
+            group["lr"], group["weight_decay"] = learning_rate, weight_decay
         self._adam.step()
         self.clear()
-        self.steps += 1
         return norm
 
     def clear(self) -> None:
-        """Drop the gradients."""
+        """Drop the gradients, those of a step that failed half-way too."""
         self._adam.zero_grad(set_to_none=True)
 
     def save(self, directory: Path, extra: dict[str, int]) -> None:
@@ -92,7 +83,7 @@ class Optimizer:
             if state:
                 tensors[f"step.{name}"] = state["step"]
                 tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
-        metadata = {key: str(value) for key, value in {**extra, "steps": self.steps}.items()}
+        metadata = {key: str(value) for key, value in extra.items()}
         save_file(tensors, directory / FILE, metadata=metadata)
 
     def load(self, directory: Path) -> dict[str, int]:
@@ -115,5 +106,10 @@ class Optimizer:
                     for kind in ("step", *MOMENTS)
                 }
         torch.set_rng_state(tensors["torch_rng"])
-        self.steps = extra.pop("steps")
         return extra
+
+
+def check_number(name: str, value: float) -> None:
+    """Refuse what is not a finite number >= 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise InvalidInputError(f"{name} is {value}: expected a number >= 0")

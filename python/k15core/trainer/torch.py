@@ -14,9 +14,8 @@ of threads, every result is a function of the arguments.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,22 +25,33 @@ import torch
 from k15core.algorithms import LossTerms
 from k15core.errors import InvalidInputError
 from k15core.models.weights import DirectoryWeights, ModelWeights, copy_weights, save_model
-from k15core.trainer.base import check_pack, check_step, micro_batches, response_mask
-from k15core.trainer.optimizer import Optimizer
+from k15core.trainer.base import (
+    Pack,
+    check_pack,
+    check_step,
+    micro_batches,
+    pack_demonstrations,
+    response_mask,
+)
+from k15core.trainer.optimizer import Optimizer, check_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from k15core.algorithms import Algorithm
     from k15core.models.lean import LeanModel
-    from k15core.types import PackedBatch, WeightSource
+    from k15core.types import Demonstration, PackedBatch, WeightSource
 
 LearningRate = float | Callable[[int], float]
-"""A constant, or a function of the optimizer steps taken since the run began."""
+"""A constant, or a function of the policy optimisation steps taken so far."""
 
 
 class TorchTrainer:
-    """Trains a `LeanModel` in place on its device, by the loss of an algorithm."""
+    """Trains a `LeanModel` in place on its device, by the loss of an algorithm.
+
+    `steps` counts the steps of policy optimisation, whatever became of the moments: a schedule of
+    the learning rate is a function of it.
+    """
 
     def __init__(
         self,
@@ -58,24 +68,17 @@ class TorchTrainer:
             raise InvalidInputError(
                 f"micro_batch_tokens is {micro_batch_tokens}: expected at least 1"
             )
-        if not callable(learning_rate) and not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise InvalidInputError(f"learning_rate is {learning_rate}: expected a number > 0")
+        if not callable(learning_rate):
+            check_number("learning_rate", learning_rate)
+        check_number("weight_decay", weight_decay)
         self.model = model
         self.algorithm = algorithm
         self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
         self.micro_batch_tokens = micro_batch_tokens
+        self.steps = 0
         self._device = model.embedding.device
-        self._optimizer = Optimizer(
-            model,
-            betas=betas,
-            weight_decay=weight_decay,
-            max_gradient_norm=max_gradient_norm,
-        )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps taken since the run began; resets of the moments do not change it."""
-        return self._optimizer.steps
+        self._optimizer = Optimizer(model, betas=betas, max_gradient_norm=max_gradient_norm)
 
     @torch.no_grad()
     def log_probs(self, batch: PackedBatch) -> NDArray[np.float32]:
@@ -84,9 +87,10 @@ class TorchTrainer:
         mask = response_mask(batch)
         out = np.zeros(len(batch.input_ids), np.float32)
         for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
-            low, high = batch.cu_seqlens[start], batch.cu_seqlens[end]
-            places = np.flatnonzero(mask[low:high])
-            out[low + places] = self._forward(batch, start, end, places).float().cpu().numpy()
+            places = _places(mask, batch.cu_seqlens, start, end)
+            out[batch.cu_seqlens[start] + places] = (
+                self._forward(batch, start, end, places).float().cpu().numpy()
+            )
         return out
 
     def step(
@@ -110,8 +114,10 @@ class TorchTrainer:
         began = time.perf_counter()
         rate = self.learning_rate
         rate = rate(self.steps) if callable(rate) else rate
+        self._optimizer.clear()
         metrics = self.accumulate(batch, advantages, old_log_probs, responses=responses)
-        norm = self._optimizer.step(rate) if metrics["tokens"] else 0.0
+        norm = self._optimizer.step(rate, self.weight_decay) if metrics["tokens"] else 0.0
+        self.steps += 1
         seconds = time.perf_counter() - began
         return {**metrics, "gradient_norm": norm, "learning_rate": rate, "seconds": seconds}
 
@@ -138,10 +144,9 @@ class TorchTrainer:
             batch, advantages, trained = batch.select(kept), advantages[kept], trained[kept]
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
         for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
-            low, high = batch.cu_seqlens[start], batch.cu_seqlens[end]
-            places = np.flatnonzero(batch.loss_mask[low:high])
+            places = _places(batch.loss_mask, batch.cu_seqlens, start, end)
             new = self._forward(batch, start, end, places)
-            old = self._tensor(old_log_probs[low + places]).to(new.dtype)
+            old = self._tensor(old_log_probs[batch.cu_seqlens[start] + places]).to(new.dtype)
             terms = LossTerms(
                 log_probs=new,
                 old_log_probs=old,
@@ -165,6 +170,32 @@ class TorchTrainer:
             "tokens": tokens,
         }
 
+    def imitate(
+        self, demonstrations: Sequence[Demonstration], *, learning_rate: float, weight_decay: float
+    ) -> dict[str, float]:
+        """One supervised step: the mean of -log-probs over all response tokens, packed.
+
+        Returns `loss` before the step, `gradient_norm` before clipping, `tokens` trained on,
+        `learning_rate` and `seconds`. Raises DivergedError as `step` does.
+        """
+        began = time.perf_counter()
+        pack = pack_demonstrations(demonstrations)
+        self._optimizer.clear()
+        loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        for start, end in micro_batches(pack.cu_seqlens, self.micro_batch_tokens):
+            places = _places(pack.loss_mask, pack.cu_seqlens, start, end)
+            part = -self._forward(pack, start, end, places).sum() / pack.tokens
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        norm = self._optimizer.step(learning_rate, weight_decay)
+        return {
+            "loss": loss.item(),
+            "gradient_norm": norm,
+            "tokens": pack.tokens,
+            "learning_rate": learning_rate,
+            "seconds": time.perf_counter() - began,
+        }
+
     def reset_optimizer(self) -> None:
         """Forget the optimizer's moments (once an iteration, report section 2.3.2)."""
         self._optimizer.reset()
@@ -180,23 +211,23 @@ class TorchTrainer:
         in place: name the directory in a manifest only after this returns.
         """
         save_model(self.model, directory)
-        self._optimizer.save(Path(directory), {})
+        self._optimizer.save(Path(directory), {"steps": self.steps})
 
     def load(self, directory: str) -> None:
         """Return to what `save` wrote, bit for bit."""
         copy_weights(self.model, DirectoryWeights(directory).tensors(), where=directory)
-        self._optimizer.load(Path(directory))
+        self.steps = self._optimizer.load(Path(directory))["steps"]
 
     def _forward(
-        self, batch: PackedBatch, start: int, end: int, places: NDArray[np.int64]
+        self, pack: PackedBatch | Pack, start: int, end: int, places: NDArray[np.int64]
     ) -> torch.Tensor:
         """Log-probs [N] of the tokens at `places` [N] of the micro-batch of rows [start, end)."""
-        cu_seqlens = batch.cu_seqlens[start : end + 1]
+        cu_seqlens = pack.cu_seqlens[start : end + 1]
         tokens = slice(cu_seqlens[0], cu_seqlens[-1])
-        input_ids = self._tensor(batch.input_ids[tokens])
+        input_ids = self._tensor(pack.input_ids[tokens])
         hidden = self.model.forward_packed(
             input_ids,
-            self._tensor(batch.position_ids[tokens]),
+            self._tensor(pack.position_ids[tokens]),
             self._tensor(cu_seqlens - cu_seqlens[0]),
             int(np.diff(cu_seqlens).max()),
         )
@@ -205,3 +236,10 @@ class TorchTrainer:
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
         # A copy: torch warns of arrays that it may not write to, and a store's views are such.
         return torch.from_numpy(np.array(values)).to(self._device)
+
+
+def _places(
+    mask: NDArray[np.uint8] | NDArray[np.bool_], cu_seqlens: NDArray[np.int32], start: int, end: int
+) -> NDArray[np.int64]:
+    """Where the mask is set in the micro-batch of rows [start, end), counted from its start."""
+    return np.flatnonzero(mask[cu_seqlens[start] : cu_seqlens[end]])
