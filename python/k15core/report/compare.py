@@ -12,9 +12,9 @@ from k15core.errors import InvalidInputError
 from k15core.report.html import FULL, HALF, duration, plot, write_page
 from k15core.report.metrics import Metrics, read_metrics
 from k15core.report.schema import number
-from k15core.report.series import LINES, largest, points
+from k15core.report.series import LINES, largest, points, rate_axis
 from k15core.report.summary import summarize
-from k15core.report.svg import Chart, Point, percent, svg
+from k15core.report.svg import Chart, Point, percent, plain_number, svg
 
 COMPARISON_FILE = "compare.html"
 
@@ -151,11 +151,9 @@ def _overlay(
         return None
     rate = name == "pass_rate"
     end = max(x for _, curve in series for x, _ in curve)
-    chart = Chart(width, 260, (0, end), (0, 1 if rate else high * 1.08), top=30, bottom=40)
-    if rate:
-        chart.axes(x_label, label, y_ticks=(0, 0.25, 0.5, 0.75, 1), y_format=percent)
-    else:
-        chart.axes(x_label, label)
+    top, at = rate_axis(high) if rate else (high * 1.08, None)
+    chart = Chart(width, 260, (0, end), (0, top), top=30, bottom=40)
+    chart.axes(x_label, label, y_ticks=at, y_format=percent if rate else plain_number)
     for run, curve in series:
         chart.line(curve, run.css)
         chart.dots(curve, f"{run.css} small", name=run.label, radius=2.4)

@@ -5,6 +5,7 @@ A figure returns SVG, or None where the run has no data for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from k15core.report.series import (
     numbers,
     numeric,
     points,
+    rate_axis,
     span,
 )
 from k15core.report.summary import before_length_reward
@@ -38,9 +40,7 @@ def story_charts(metrics: Metrics, width: float) -> list[Chart]:
         return []
     narrow = width < 480
     right = 14 if narrow else 74
-    top = _pass_rate(
-        metrics, Chart(width, 190 if narrow else 250, span(metrics), (0, 1), right=right, top=32)
-    )
+    top = _pass_rate(metrics, width, 190 if narrow else 250, right)
     trained, tested = points(metrics.iterations, "mean_length"), points(held_out, "mean_length")
     edges = _quantiles(metrics.iterations)
     high = 1.3 * (largest(trained, tested) or 1.0)
@@ -58,26 +58,41 @@ def story_charts(metrics: Metrics, width: float) -> list[Chart]:
     return [top, below]
 
 
-def _pass_rate(metrics: Metrics, chart: Chart) -> Chart:
+def _pass_rate(metrics: Metrics, width: float, height: float, right: float) -> Chart:
     held_out, greedy = metrics.evaluated("held_out"), metrics.evaluated("greedy")
-    mark_length_reward(chart, metrics, "length reward on")
-    chart.axes("", "pass rate", y_ticks=(0, 0.25, 0.5, 0.75, 1), y_format=percent)
     trained = points(metrics.iterations, "pass_rate")
     tested, without_noise = points(held_out, "pass_rate"), points(greedy, "pass_rate")
+    if len(without_noise) < 3:
+        without_noise = []
+    high, at = rate_axis(largest(trained, tested, without_noise))
+    chart = Chart(width, height, span(metrics), (0, high), right=right, top=32)
+    mark_length_reward(chart, metrics, "length reward on")
+    chart.axes("", "pass rate", y_ticks=at, y_format=percent)
+    chart.band(_standard_errors(held_out), "pass faint")
     chart.line(trained, "pass thin")
-    if len(without_noise) > 2:
-        chart.line(without_noise, "greedy dashed")
+    chart.line(without_noise, "greedy dashed")
     chart.line(tested, "pass")
     chart.dots(tested, "pass", name="held out, pass rate")
-    if chart.right < chart.width - 40:
-        named = [
-            (last_value(tested), "held out", "pass"),
-            (last_value(trained), "training", "soft"),
-        ]
-        if len(without_noise) > 2:
-            named.append((last_value(without_noise), "greedy", "greedy"))
-        chart.labels(named)
+    if right > 40:
+        chart.labels(
+            [
+                (last_value(tested), "held out", "pass"),
+                (last_value(trained), "training", "soft"),
+                (last_value(without_noise), "greedy", "greedy"),
+            ]
+        )
     return chart
+
+
+def _standard_errors(evaluations: Sequence[Record]) -> list[tuple[float, float, float]]:
+    """(iteration, low, high): each pass rate less and plus one binomial standard error."""
+    found = []
+    for e in evaluations:
+        rate, prompts = number(e, "pass_rate"), number(e, "prompts")
+        if rate is not None and prompts and prompts > 0 and 0 <= rate <= 1:
+            error = math.sqrt(rate * (1 - rate) / prompts)
+            found.append((float(e["iteration"]), rate - error, rate + error))
+    return found
 
 
 def _quantiles(records: Sequence[Record]) -> list[tuple[float, float, float]]:

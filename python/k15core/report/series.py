@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from k15core.report.metrics import Metrics
 from k15core.report.schema import Record, number
-from k15core.report.svg import Chart, Point
+from k15core.report.svg import Chart, Point, ticks
 
 LINES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 """Classes of lines that have no meaning of their own, in the order in which they are given out."""
@@ -32,6 +32,14 @@ def span(metrics: Metrics) -> tuple[float, float]:
     seen = [r["iteration"] for r in (*metrics.iterations, *metrics.evaluations)]
     planned = number(metrics.run, "iterations") or 0
     return 0.0, float(max([*seen, planned if not seen else 0, 1]))
+
+
+def rate_axis(high: float | None) -> tuple[float, list[float]]:
+    """The top of an axis of pass rates, and its ticks: up to 1, or nearer where all are small."""
+    if high is None or high > 0.5:
+        return 1.0, [0, 0.25, 0.5, 0.75, 1]
+    top = max(1.25 * high, 0.01)
+    return top, ticks(0, top)
 
 
 def mark_length_reward(chart: Chart, metrics: Metrics, label: str = "") -> None:

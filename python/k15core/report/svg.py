@@ -26,7 +26,9 @@ def plain_number(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A ratio as a percentage that no line break tears apart."""
+    """A ratio as a percentage that no line break tears apart: 39 %, 3.1 %."""
+    if 0 < abs(value) < 0.0995 and round(1000 * value) % 10:
+        return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 
