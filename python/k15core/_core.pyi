@@ -184,10 +184,10 @@ class RepetitionDetector:
         min_repeats: int = 4,
         min_covered: int = 256,
         near: bool = True,
-        near_ngram: int = 4,
+        near_ngram: int = 8,
         near_window: int = 1024,
         near_max_window: int = 16384,
-        near_novelty: float = 0.1,
+        near_novelty: float = 0.125,
     ) -> RepetitionDetector: ...
     def push(self, token: int) -> Loop | None:
         """Add one token to stream 0; the loop, if this token made one."""

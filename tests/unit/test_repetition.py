@@ -74,8 +74,8 @@ def test_a_stream_reports_once_until_it_is_reset() -> None:
 def test_a_near_repeat_has_no_period() -> None:
     rng = np.random.default_rng(1)
     sane = rng.integers(0, 50_000, 2000).astype(np.int32)
-    stuck = np.resize(np.arange(60, dtype=np.int32), 3000)
-    stuck[::83] = rng.integers(0, 50_000, len(stuck[::83]))
+    stuck = np.resize(np.arange(60, dtype=np.int32), 6000)
+    stuck[::131] = rng.integers(0, 50_000, len(stuck[::131]))
     detector = RepetitionDetector()
     assert detector.extend(0, sane) is None
     loop = detector.extend(0, stuck)

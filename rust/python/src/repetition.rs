@@ -18,7 +18,7 @@ const _: () = {
     let Settings { max_period, min_repeats, min_covered, .. } = Settings::DEFAULT;
     assert!(max_period == 16384 && min_repeats == 4 && min_covered == 256);
     let Near { ngram, window, max_window, novelty } = Near::DEFAULT;
-    assert!(ngram == 4 && window == 1024 && max_window == 16384 && novelty == 0.1);
+    assert!(ngram == 8 && window == 1024 && max_window == 16384 && novelty == 0.125);
 };
 
 /// Watches streams of tokens and says when one has begun to loop.
@@ -33,7 +33,7 @@ impl RepetitionDetector {
     #[expect(clippy::too_many_arguments, reason = "keywords of a Python constructor")]
     #[pyo3(signature = (
         streams = 1, *, max_period = 16384, min_repeats = 4, min_covered = 256, near = true,
-        near_ngram = 4, near_window = 1024, near_max_window = 16384, near_novelty = 0.1,
+        near_ngram = 8, near_window = 1024, near_max_window = 16384, near_novelty = 0.125,
     ))]
     fn new(
         streams: i64,

@@ -126,21 +126,25 @@ fn value(token: i32) -> u64 {
 
 /// Where the loop begins that made a window of `grams` n-grams stale.
 ///
-/// The n-grams that stand in the window at least half as often as the average stale one count as the
-/// loop's. The beginning is where, walking back from the end over up to twice the window, the
-/// loop's n-grams outnumber the others by most.
+/// The n-grams that stand in the window at least half as often as its average n-gram count as the
+/// loop's. The beginning is where, walking back from the end, the loop's n-grams outnumber the others
+/// by most. The walk ends when the others have caught up by a window's length, or at the first token
+/// that is still kept. It happens once in a stream.
 pub(super) fn beginning(tokens: &[i32], ngram: usize, grams: usize, novelty: f64) -> usize {
-    let hashes: Vec<u64> = Backwards::new(tokens, ngram).take(2 * grams).collect();
-    let mut window = hashes[..grams].to_vec();
+    let mut window: Vec<u64> = Backwards::new(tokens, ngram).take(grams).collect();
     window.sort_unstable();
     let often = |run: &&[u64]| 2.0 * novelty * run.len() as f64 >= 1.0;
     let looping: Vec<u64> =
         window.chunk_by(|a, b| a == b).filter(often).map(|run| run[0]).collect();
-    let (mut lead, mut most, mut beginning) = (0i64, i64::MIN, 0);
-    for (back, hash) in hashes.iter().enumerate() {
-        lead += if looping.binary_search(hash).is_ok() { 1 } else { -1 };
-        if lead >= most {
-            (most, beginning) = (lead, tokens.len() - ngram - back);
+    let (mut ours, mut others, mut most, mut beginning) = (0, 0, 0, tokens.len());
+    for (back, hash) in Backwards::new(tokens, ngram).enumerate() {
+        let of_the_loop = looping.binary_search(&hash).is_ok();
+        *(if of_the_loop { &mut ours } else { &mut others }) += 1;
+        if ours >= most + others {
+            most = ours - others;
+            beginning = tokens.len() - ngram - back;
+        } else if ours + grams < most + others {
+            break;
         }
     }
     beginning

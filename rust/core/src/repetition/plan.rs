@@ -51,7 +51,7 @@ impl Plan {
                 .take_while(|&grams| grams <= near.max_window)
                 .map(|grams| Window { grams, least_distinct: share(near.novelty, grams) })
                 .collect();
-            // Twice the window, for the search for the beginning of the loop.
+            // Twice the window: the loop may have begun before it.
             keep = keep.max(2 * near.max_window + near.ngram);
         }
         let every = |window: &Window| power_of_two(window.grams / NEAR_CHECKS);

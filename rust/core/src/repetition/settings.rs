@@ -71,7 +71,7 @@ impl Default for Near {
 
 impl Near {
     /// What [`Default`] gives.
-    pub const DEFAULT: Self = Self { ngram: 4, window: 1024, max_window: 16384, novelty: 0.1 };
+    pub const DEFAULT: Self = Self { ngram: 8, window: 1024, max_window: 16384, novelty: 0.125 };
 }
 
 impl Settings {

@@ -4,6 +4,7 @@
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test may end by panicking")]
 #![expect(clippy::cast_possible_truncation, reason = "counts here are small")]
 
+mod near;
 mod oracle;
 mod streams;
 
