@@ -41,7 +41,6 @@ SFT, mixed: done, loss 0.250, misread 0.125, tok/s 12,345
 held out, after SFT: pass rate 0.375, length 7.0
 iteration 5/12: pass rate 0.417, length 9.5, tok/s 20,000, resumed 4, repeats stopped 5, \
 staleness 0.50, 0:00 left
-length reward: on from iteration 7
 held out, iteration 6: pass rate 0.500, length 8.0, caught 0.75
 iteration 10/12: pass rate 0.833, length 9.5, tok/s 20,000, resumed 4, repeats stopped 10, \
 staleness 0.50, 0:00 left

@@ -152,7 +152,11 @@ def test_the_later_of_two_lines_counts(tmp_path: Path) -> None:
         metrics.write("iteration", iteration=1, pass_rate=0.7)
         metrics.write("evaluation", iteration=0, label="held_out", pass_rate=0.8)
         metrics.write("evaluation", iteration=0, label="greedy", pass_rate=0.1)
+        for text in ("a", "b"):
+            metrics.write("transcript", iteration=0, when="before", prompt_id=1, prompt=text)
+            metrics.write("transcript", iteration=1, when="during", prompt_id=1, prompt=text)
     read = read_metrics(tmp_path)
+    assert sorted(r["prompt"] for r in read.transcripts) == ["a", "b", "b"]
     assert [r["pass_rate"] for r in read.iterations] == [0.7, 0.02]
     assert [r["pass_rate"] for r in read.evaluated()] == [0.8]
     assert [r["pass_rate"] for r in read.evaluated("greedy")] == [0.1]

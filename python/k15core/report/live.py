@@ -131,8 +131,6 @@ class LiveDisplay:
                 f"{_clock_face(self._seconds_left())} left",
             ]
             self.event(", ".join(filter(None, figures)))
-        if i + 1 == self._length_reward_from:
-            self.event(f"length reward: on from iteration {i + 1}")
 
     def evaluation(self, record: Record) -> None:
         """Take in an evaluation; the greedy controls get a line only before and after RL."""

@@ -29,7 +29,8 @@ METRICS_FILE = "metrics.jsonl"
 class Metrics:
     """A parsed metrics.jsonl, lines grouped by kind, in the order of the file.
 
-    Where a resumed run wrote a step, an iteration or an evaluation again, the later line counts.
+    Where a resumed run wrote a step, an iteration, an evaluation or one of its transcripts again,
+    the later line counts.
     """
 
     run_directory: Path
@@ -121,7 +122,8 @@ class MetricsWriter:
     def rewind(self, iteration: int) -> None:
         """Drop what came after an iteration, so that a resumed run goes on from there.
 
-        Keeps the lines up to and including `iteration`. SFT belongs to iteration 0; −1 keeps only
+        Keeps the lines up to and including `iteration`. SFT belongs to iteration 0 (a run resumed
+        within it rewinds to 0: steps that are told again replace the earlier lines); −1 keeps only
         the description of the run. The file is replaced by a rename; the TensorBoard files are
         written anew from the lines that stay.
         """
@@ -197,6 +199,8 @@ def _identity(record: Record, place: int) -> object:
         return record["iteration"]
     if record["kind"] == "evaluation":
         return record["iteration"], record["label"]
+    if record["kind"] == "transcript" and record["when"] != "during":
+        return record["iteration"], record["when"], record.get("prompt_id", place)
     return place
 
 
