@@ -13,7 +13,7 @@ from k15core._core import __version__
 from k15core.errors import Error
 
 if TYPE_CHECKING:
-    from k15core._core import PriorityIndex, PromptSampler, RepetitionDetector
+    from k15core._core import PriorityIndex, PromptSampler, RepetitionDetector, Store
     from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
 
 _HOME = {
@@ -25,6 +25,7 @@ _HOME = {
     "Prompt": "types",
     "PromptSampler": "_core",
     "RepetitionDetector": "_core",
+    "Store": "_core",
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Prompt",
     "PromptSampler",
     "RepetitionDetector",
+    "Store",
     "__version__",
 ]
 

@@ -1,13 +1,23 @@
 """The Rust core. Held to the compiled module by mypy's stubtest (`make lint`)."""
 
-from typing import Literal, final
+from collections.abc import Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Literal, Self, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from k15core.types import Loop
+from k15core.types import FinishReason, Lease, Loop, PackedBatch, Prompt
 
-__all__ = ["PriorityIndex", "PromptSampler", "RepetitionDetector", "__version__", "uniforms"]
+__all__ = [
+    "PriorityIndex",
+    "PromptSampler",
+    "RepetitionDetector",
+    "Store",
+    "__version__",
+    "uniforms",
+]
 
 __version__: str
 
@@ -208,3 +218,208 @@ class RepetitionDetector:
 
     def reset(self, stream: int) -> None:
         """Empty a slot for a new stream."""
+
+class _TrajectoryView(TypedDict):
+    trajectory_id: int
+    group_id: int
+    prompt_id: int
+    state: Literal["unfinished", "finished", "scored", "gone"]
+    epoch: int | None
+    deadline: float | None
+    finish_reason: FinishReason | None
+    reward: float | None
+    prompt_tokens: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    loss_mask: NDArray[np.uint8]
+    versions: NDArray[np.uint32]
+
+class _GroupView(TypedDict):
+    prompt: Prompt
+    trajectory_ids: list[int]
+    created_version: int
+
+class _TornTail(TypedDict):
+    file: str
+    offset: int
+    bytes: int
+    record: str
+
+class _RecoveryReport(TypedDict):
+    files: int
+    records: int
+    bytes: int
+    torn: _TornTail | None
+
+@final
+class Store:
+    """The trajectory store: unfinished trajectories and the replay buffer, in one durable log.
+
+    With a `directory` the log is kept there, in files of `file_bytes` (a part of the capacity
+    unless given) whose blocks are allocated before they are written; without one it is kept in
+    memory. One opener at a time. An acknowledged call survives `kill -9` at any instant; `sync`
+    says when it reaches the disk: "never", "batch" (at `mark`, `rewind`, `flush` and `close`) or
+    "always" (before each call returns). Opening reads and checks every record, and voids the leases
+    of whoever had it open before.
+
+    `capacity_bytes` (4 GiB) bounds what the log's files take. `when_full` says what `add_group` and
+    `append` do when it is reached: "refuse" raises CapacityError; "block" waits until another
+    thread has sampled, marked or dropped enough; "evict_oldest" and "evict_stalest" remove whole
+    groups that nobody has leased. A group is used up when it was sampled `max_uses` times.
+
+    Every method may be called from any thread, releases the GIL while it works, and raises
+    InvalidInputError for an argument that is not what was expected, StorageError if the operating
+    system refuses (a full disk: nothing is lost, and the call can be made again).
+    """
+
+    def __new__(
+        cls,
+        directory: str | PathLike[str] | None = None,
+        *,
+        capacity_bytes: int | None = None,
+        when_full: Literal["refuse", "block", "evict_oldest", "evict_stalest"] = "refuse",
+        sync: Literal["never", "batch", "always"] = "batch",
+        max_uses: int | None = None,
+        file_bytes: int | None = None,
+    ) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *_exc_info: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...
+    def close(self) -> None:
+        """Flush and let go of the directory. Batches that were sampled stay valid."""
+
+    def flush(self) -> None:
+        """Put everything acknowledged on the disk, unless `sync` is "never"."""
+
+    def add_group(self, prompt: Prompt, k: int, *, version: int | None = None) -> list[int]:
+        """Open k unfinished trajectories for a prompt under a policy version (0); their ids.
+
+        Group and trajectory ids count up from 0.
+        """
+
+    def lease(
+        self,
+        n: int,
+        *,
+        now: float,
+        duration: float,
+        order: Literal["oldest", "stalest", "longest"] = "oldest",
+    ) -> list[Lease]:
+        """Claim up to n unfinished trajectories that nobody holds at `now`, for `duration` seconds.
+
+        "oldest": created first; "stalest": with the oldest token, those without tokens last;
+        "longest": with the longest response. Ties go to the lower trajectory id. Epochs only grow,
+        also over restarts and rewinds.
+        """
+
+    def release(self, trajectory_id: int, epoch: int) -> None:
+        """Give a lease back before its deadline. LeaseExpiredError if it is not the holder's."""
+
+    def append(
+        self,
+        trajectory_id: int,
+        epoch: int,
+        offset: int,
+        tokens: NDArray[np.int32],
+        log_probs: NDArray[np.float32],
+        version: int,
+        *,
+        loss_mask: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Add tokens [n] with their log-probs [n] at response position `offset`.
+
+        `loss_mask` [n] is 1 for tokens that are trained on: all, unless given. Does nothing if the
+        same bytes are there already. ConflictError if `offset` is not the length, LeaseExpiredError
+        if `epoch` does not hold the trajectory, CapacityError if the store is full.
+        """
+
+    def append_many(
+        self,
+        trajectory_ids: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        cu_seqlens: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        log_probs: NDArray[np.float32],
+        version: int,
+    ) -> None:
+        """`append` for m chunks at once: chunk i is tokens[cu_seqlens[i] : cu_seqlens[i + 1]].
+
+        Everything is checked before anything is written.
+        """
+
+    def finish(self, trajectory_id: int, epoch: int, reason: FinishReason) -> None:
+        """End a trajectory; the same call again does nothing.
+
+        "abort" discards its tokens and leaves it unfinished, free for the next lease: an aborted
+        response never completes a group. A prompt that must not be tried again is for
+        `drop_groups`.
+        """
+
+    def set_reward(self, trajectory_id: int, reward: float) -> None:
+        """Record the score of a finished trajectory. ConflictError if it has another one."""
+
+    def sample(
+        self,
+        *,
+        groups: int | None = None,
+        tokens: int | None = None,
+        max_staleness: int,
+        version: int,
+        strategy: Literal["fifo", "uniform"] = "fifo",
+        seed: int = 0,
+    ) -> PackedBatch:
+        """Take whole groups whose members are all finished and scored, and record their use.
+
+        At most `groups` groups and `tokens` tokens (prompts included; the first group that does not
+        fit ends the batch). `version` less the oldest version among a group's tokens is at most
+        `max_staleness`. "fifo" goes by group id, "uniform" by an order drawn from `seed`. Nothing
+        to take gives a batch of 0 rows. The arrays are views without a copy; their memory is reused
+        once nobody holds them.
+        """
+
+    def mark(self, version: int) -> int:
+        """Name the present point, and the policy version that a run restarted here goes on with.
+
+        Marks count up from 1. The two newest can be returned to: a run that dies between a mark and
+        the checkpoint that names it needs the one before. What is used up, dropped or evicted stays
+        in the log as long as a kept mark lies before it, so a mark frees what died before its
+        predecessor; a store that was never marked frees at once.
+        """
+
+    def rewind(self, mark: int) -> None:
+        """Return to a mark as to what training has consumed: later uses and removals are undone.
+
+        Acknowledged work of the mark's version or an older one stays: groups, tokens, finishes and
+        scores. What belongs to later versions, whose weights are gone, is cut, and ids go on from
+        what is left. All leases are void, later marks are forgotten.
+        """
+
+    def drop_groups(self, group_ids: Sequence[int]) -> None:
+        """Remove groups for good (until a rewind to before it)."""
+
+    def unfinished(self) -> int:
+        """How many trajectories want tokens, leased or not."""
+
+    def pending_groups(self, before_version: int) -> list[int]:
+        """Groups created before a version and not yet used up, dropped or evicted."""
+
+    def groups_of_version(self, version: int) -> list[int]:
+        """Groups created under a version, used up or not, until a mark lets go of them."""
+
+    def complete_groups(self) -> list[int]:
+        """Groups that can be sampled, whatever their staleness."""
+
+    def group(self, group_id: int) -> _GroupView:
+        """A group's prompt, trajectory ids and version."""
+
+    def trajectory(self, trajectory_id: int) -> _TrajectoryView:
+        """Everything that is stored about a trajectory, copied."""
+
+    def stats(self) -> dict[str, int]:
+        """Counts of trajectories by state, groups, tokens, bytes and files."""
+
+    def recovery_report(self) -> _RecoveryReport:
+        """What opening found: files, records, bytes, and the torn tail that was cut, if any."""

@@ -19,6 +19,28 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
+    /// An append, a finish or a reward does not continue what is stored.
+    #[error("{0}")]
+    Conflict(String),
+    /// The lease epoch shown is not the trajectory's: another worker holds it, or nobody does.
+    #[error("{0}")]
+    LeaseExpired(String),
+    /// The store is full and nothing more can be freed.
+    #[error("{0}")]
+    Capacity(String),
+    /// Stored bytes do not match their checksum, or are of a format that this version cannot read.
+    #[error("{0}")]
+    Corruption(String),
+    /// The operating system refused an operation on a file.
+    #[error("{path}: {action}: {source}")]
+    Storage {
+        /// The file or directory.
+        path: String,
+        /// What was being done to it.
+        action: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
 }
 
 impl Error {

@@ -5,7 +5,9 @@
 
 pub mod error;
 pub mod noise;
+pub mod pack;
 pub mod repetition;
 pub mod sampler;
+pub mod store;
 
 pub use error::{Error, Result};

@@ -3,11 +3,14 @@
 use pyo3::prelude::*;
 
 mod argument;
+mod arguments;
 mod error;
 mod noise;
 mod priority_index;
 mod prompt_sampler;
 mod repetition;
+mod store;
+mod views;
 
 /// Registers every class and function of the module.
 #[pymodule]
@@ -17,5 +20,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<repetition::RepetitionDetector>()?;
     module.add_class::<priority_index::PriorityIndex>()?;
     module.add_class::<prompt_sampler::PromptSampler>()?;
+    module.add_class::<store::Store>()?;
     Ok(())
 }

@@ -1,0 +1,204 @@
+//! One file of the log: a header of 128 bytes, then records; or the same in anonymous memory.
+//!
+//! # Design
+//!
+//! The header's word `committed` is where the log ends in this file. It is published after the
+//! record before it, so a process that is killed at any instant leaves whole records below it.
+//! `synced` is how far the disk is known to have it all: what is damaged below that was damaged
+//! later. Both words carry a checksum of their own in their upper half, so that each is one store.
+
+use std::path::{Path, PathBuf};
+
+use super::map::Map;
+use super::record::{self, Header, u32_at, u64_at};
+use crate::error::{Error, Result};
+
+/// The format that this code writes and reads.
+pub(super) const FORMAT: u32 = 1;
+
+/// Where the records begin.
+pub(super) const DATA: usize = 128;
+
+const MAGIC: &[u8; 8] = b"k15store";
+const COMMITTED: usize = 64;
+const SYNCED: usize = 72;
+
+/// Where a payload lies in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    pub(super) file: u64,
+    pub(super) offset: u32,
+}
+
+/// A mapped file of the log.
+pub(super) struct LogFile {
+    pub(super) sequence: u64,
+    pub(super) first_number: u64,
+    pub(super) path: Option<PathBuf>,
+    pub(super) end: usize,
+    pub(super) synced: usize,
+    map: Map,
+}
+
+/// A record that is not what it should be.
+pub(super) enum Damage {
+    Header,
+    Payload(Header),
+}
+
+impl LogFile {
+    /// Begin a file in fresh or recycled memory: from now on it is empty.
+    pub(super) fn create(mut map: Map, sequence: u64, first_number: u64) -> Self {
+        let size = map.bytes().len() as u64;
+        let head = &mut map.bytes_mut()[..DATA];
+        head.fill(0);
+        head[0..8].copy_from_slice(MAGIC);
+        head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        head[16..24].copy_from_slice(&sequence.to_le_bytes());
+        head[24..32].copy_from_slice(&size.to_le_bytes());
+        head[32..40].copy_from_slice(&first_number.to_le_bytes());
+        let checksum = header_checksum(head);
+        head[12..16].copy_from_slice(&checksum.to_le_bytes());
+        map.publish(SYNCED, checked_word(0));
+        map.publish(COMMITTED, checked_word(DATA));
+        Self { sequence, first_number, path: None, end: DATA, synced: 0, map }
+    }
+
+    /// Take up a file that is there; refuses what is damaged or of another format, untouched.
+    pub(super) fn open(map: Map, path: &Path) -> Result<Self> {
+        let wrong = |what: String| Error::Corruption(format!("{}: {what}", path.display()));
+        let bytes = map.bytes();
+        let head = bytes
+            .get(..DATA)
+            .ok_or_else(|| wrong(format!("{} bytes, too short for a header", bytes.len())))?;
+        if head[..8] != *MAGIC {
+            return Err(wrong("offset 0: not a log file of a k15core store".into()));
+        }
+        let format = u32_at(head, 8).unwrap_or(0);
+        if u32_at(head, 12) != Some(header_checksum(head)) || head[80..].iter().any(|&b| b != 0) {
+            return Err(wrong(format!(
+                "offset 0: the file's header does not match its checksum (its format field says \
+                 {format}, this version reads format {FORMAT})"
+            )));
+        }
+        if format != FORMAT {
+            return Err(wrong(format!(
+                "written in format {format}; this version of k15core reads format {FORMAT}. \
+                 Nothing was changed: open it with a version that knows format {format}"
+            )));
+        }
+        let field = |at| u64_at(head, at).unwrap_or(0);
+        if field(24) != bytes.len() as u64 {
+            return Err(wrong(format!(
+                "{} bytes long, but its header says {}: it was truncated or extended",
+                bytes.len(),
+                field(24)
+            )));
+        }
+        let word = |name: &str, at| {
+            read_word(field(at)).filter(|&end| end <= bytes.len()).ok_or_else(|| {
+                wrong(format!("offset {at}: the word `{name}` does not match its checksum"))
+            })
+        };
+        let (end, synced) = (word("committed", COMMITTED)?, word("synced", SYNCED)?);
+        if end < DATA {
+            return Err(wrong(format!("offset {COMMITTED}: `committed` is inside the header")));
+        }
+        let (sequence, first_number) = (field(16), field(32));
+        Ok(Self { sequence, first_number, path: Some(path.to_owned()), end, synced, map })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.map.bytes().len()
+    }
+
+    /// How an error calls this file.
+    pub(super) fn name(&self) -> String {
+        match &self.path {
+            Some(path) => path.display().to_string(),
+            None => format!("memory block {}", self.sequence),
+        }
+    }
+
+    /// Whether a record with such a payload still fits.
+    pub(super) fn fits(&self, payload: usize) -> bool {
+        self.end + record::size(payload) <= self.len()
+    }
+
+    /// Add one record, which must fit, and publish it. Returns where its payload lies.
+    pub(super) fn push(&mut self, header: &Header, parts: &[&[u8]]) -> Location {
+        let start = self.end;
+        let payload = start + record::HEADER;
+        let end = start + record::size(header.payload);
+        let bytes = &mut self.map.bytes_mut()[..end];
+        // The header goes first: if we are killed now, recovery can say what was being written.
+        bytes[start..payload].copy_from_slice(&header.encode());
+        let mut at = payload;
+        for part in parts {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        bytes[at..end].fill(0);
+        let checksum = crc32c::crc32c(&bytes[payload..end]);
+        bytes[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
+        self.set_end(end);
+        Location { file: self.sequence, offset: u32::try_from(payload).unwrap_or(u32::MAX) }
+    }
+
+    /// Move the end of the log in this file.
+    pub(super) fn set_end(&mut self, end: usize) {
+        self.end = end;
+        self.map.publish(COMMITTED, checked_word(end));
+    }
+
+    /// Clear what lies behind the end, so that nothing of it can be taken for a record later.
+    pub(super) fn clear_rest(&mut self) {
+        let end = self.end;
+        self.map.bytes_mut()[end..].fill(0);
+    }
+
+    /// The record that begins at `at`, checked, and what it takes in the log.
+    pub(super) fn record(&self, at: usize) -> Result<(Header, &[u8], usize), Damage> {
+        let bytes = self.map.bytes();
+        let header = bytes.get(at..).and_then(Header::decode).ok_or(Damage::Header)?;
+        let payload = at + record::HEADER;
+        let end = at + record::size(header.payload);
+        let checked = bytes.get(payload..end).ok_or(Damage::Header)?;
+        if u32_at(bytes, at + 4) != Some(crc32c::crc32c(checked)) {
+            return Err(Damage::Payload(header));
+        }
+        Ok((header, &checked[..header.payload], end - at))
+    }
+
+    pub(super) fn payload(&self, offset: u32, len: usize) -> &[u8] {
+        &self.map.bytes()[offset as usize..offset as usize + len]
+    }
+
+    /// Put everything up to the end on the disk.
+    pub(super) fn sync(&mut self) -> std::io::Result<()> {
+        if self.synced < self.end {
+            self.map.sync(0, self.end)?;
+            self.synced = self.end;
+            self.map.publish(SYNCED, checked_word(self.end));
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_map(self) -> Map {
+        self.map
+    }
+}
+
+fn header_checksum(head: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&head[0..12]), &head[16..64])
+}
+
+fn checked_word(end: usize) -> u64 {
+    let low = u32::try_from(end).unwrap_or(u32::MAX);
+    u64::from(crc32c::crc32c(&low.to_le_bytes())) << 32 | u64::from(low)
+}
+
+fn read_word(word: u64) -> Option<usize> {
+    let low = usize::try_from(word & 0xffff_ffff).ok()?;
+    (checked_word(low) == word).then_some(low)
+}

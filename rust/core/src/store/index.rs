@@ -1,0 +1,432 @@
+//! What the log amounts to: groups, trajectories, marks. Where the tokens lie, not the tokens.
+//!
+//! # Design
+//!
+//! Every change is a record, and every record goes through [`Index::apply`], when it is written and
+//! when it is read again: a store that was opened is by construction the store that was left. Only
+//! leases live in memory alone, since opening a store voids them.
+//!
+//! What a rewind must undo is dated. Uses and removals carry the newest mark of their time;
+//! finishes, scores and aborts the newest policy version. Records about a group that the index does
+//! not know are passed over: its first records went with the file that held them, because it was
+//! already dead, or because it was written again further on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::event::{Base, Event, FinishReason, GroupEvent, Mark, MovedState};
+use super::file::Location;
+use crate::error::{Error, Result};
+
+/// How many of the newest marks can be returned to. Two: a run that dies after taking a mark and
+/// before its checkpoint names it restarts from the mark before.
+pub const MARKS_KEPT: usize = 2;
+
+/// Tokens of one trajectory that were appended together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Chunk {
+    pub(super) at: Location,
+    pub(super) n: u32,
+    pub(super) version: u32,
+}
+
+/// A worker's claim.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) epoch: u64,
+    pub(super) deadline: f64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Trajectory {
+    pub(super) group_id: u64,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) length: u32,
+    /// The reason, and the newest policy version of its time.
+    pub(super) finish: Option<(FinishReason, u32)>,
+    pub(super) reward: Option<(f32, u32)>,
+    /// What aborts discarded, with the newest policy version of their time.
+    pub(super) discarded: Vec<(u32, Vec<Chunk>)>,
+    pub(super) holder: Option<Holder>,
+    /// The epoch that finished it, so that a repeated finish is recognised.
+    pub(super) finished_by: Option<u64>,
+}
+
+impl Trajectory {
+    pub(super) fn oldest_version(&self) -> Option<u32> {
+        self.chunks.first().map(|chunk| chunk.version)
+    }
+
+    fn take_back(&mut self, version: u32) {
+        while self.discarded.last().is_some_and(|(under, _)| *under > version) {
+            self.chunks = self.discarded.pop().map(|(_, chunks)| chunks).unwrap_or_default();
+        }
+        self.chunks.retain(|chunk| chunk.version <= version);
+        self.length = self.chunks.iter().map(|chunk| chunk.n).sum();
+        self.finish = self.finish.filter(|(_, under)| *under <= version);
+        self.reward = self.reward.filter(|(_, under)| *under <= version && self.finish.is_some());
+        (self.holder, self.finished_by) = (None, None);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) first_trajectory: u64,
+    pub(super) k: u32,
+    pub(super) version: u32,
+    pub(super) prompt_length: u32,
+    /// The payload of the record that holds the prompt, and whether it is a moved one.
+    pub(super) prompt: (Location, u32, bool),
+    /// The mark under which it was used, for each use.
+    pub(super) uses: Vec<u64>,
+    /// The mark under which it was dropped or evicted.
+    pub(super) gone: Option<u64>,
+    /// Bytes of the log that it keeps, by file.
+    pub(super) bytes_in: Vec<(u64, u64)>,
+}
+
+impl Group {
+    pub(super) fn members(&self) -> impl Iterator<Item = u64> + use<> {
+        self.first_trajectory..self.first_trajectory + u64::from(self.k)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_in.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) max_uses: usize,
+    pub(super) groups: BTreeMap<u64, Group>,
+    pub(super) trajectories: HashMap<u64, Trajectory>,
+    /// Ids of trajectories that want tokens, and of groups that can be sampled.
+    pub(super) unfinished: BTreeSet<u64>,
+    pub(super) ready: BTreeSet<u64>,
+    /// Groups that are used up or gone, and trajectories that were aborted: what may be forgotten.
+    spent: BTreeSet<u64>,
+    aborted: BTreeSet<u64>,
+    /// Bytes that are still needed, by file.
+    pub(super) live: BTreeMap<u64, u64>,
+    pub(super) base: Base,
+    moving: Option<Moving>,
+}
+
+/// A group that is being written again, until its last record is there.
+#[derive(Debug)]
+struct Moving {
+    group_id: u64,
+    group: Group,
+    members: Vec<Trajectory>,
+}
+
+impl Index {
+    pub(super) fn new(max_uses: usize) -> Self {
+        Self {
+            max_uses,
+            groups: BTreeMap::new(),
+            trajectories: HashMap::new(),
+            unfinished: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            spent: BTreeSet::new(),
+            aborted: BTreeSet::new(),
+            live: BTreeMap::new(),
+            base: Base { next_mark: 1, next_epoch: 1, ..Base::default() },
+            moving: None,
+        }
+    }
+
+    /// The one way in which the index changes. `size` is what the record takes in the log.
+    pub(super) fn apply(
+        &mut self,
+        event: &Event<'_>,
+        at: Location,
+        payload: u32,
+        size: u64,
+    ) -> Result<()> {
+        // A group may be written over several files, each with its base.
+        if !matches!(event, Event::MovedAppend { .. } | Event::MovedEnd { .. } | Event::Base(_)) {
+            self.moving = None;
+        }
+        match event {
+            Event::Base(base) => self.base.clone_from(base),
+            Event::Group(event) => {
+                let group = new_group(event, (at, payload, false), size);
+                let members = (0..event.k).map(|_| Trajectory::default()).collect();
+                self.base.next_group = event.group_id + 1;
+                self.base.next_trajectory = event.first_trajectory + u64::from(event.k);
+                self.base.version = self.base.version.max(event.version);
+                self.insert(event.group_id, group, members);
+            }
+            &Event::Append { trajectory_id, offset, n, version } => {
+                self.base.version = self.base.version.max(version);
+                if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) {
+                    extend(trajectory, trajectory_id, offset, Chunk { at, n, version })?;
+                    let group_id = trajectory.group_id;
+                    self.charge(group_id, at.file, size);
+                }
+            }
+            &Event::Claim { next_epoch } => self.base.next_epoch = next_epoch,
+            &Event::Finish { trajectory_id, reason } => {
+                let under = self.base.version;
+                self.change(trajectory_id, at.file, size, |t| t.finish = Some((reason, under)));
+            }
+            &Event::Abort { trajectory_id } => {
+                let under = self.base.version;
+                self.change(trajectory_id, at.file, size, |t| {
+                    t.discarded.push((under, std::mem::take(&mut t.chunks)));
+                    t.length = 0;
+                    t.holder = None;
+                });
+                self.aborted.insert(trajectory_id);
+                self.forget_the_past();
+            }
+            &Event::Reward { trajectory_id, reward } => {
+                let under = self.base.version;
+                self.change(trajectory_id, at.file, size, |t| t.reward = Some((reward, under)));
+            }
+            Event::Use(ids) => self.mark_groups(ids, at.file, |group, mark| group.uses.push(mark)),
+            Event::Gone(ids) => {
+                self.mark_groups(ids, at.file, |group, mark| group.gone = Some(mark));
+            }
+            &Event::Mark { id, version } => {
+                self.base.version = version;
+                self.base.next_mark = id + 1;
+                let Base { next_group, next_trajectory, .. } = self.base;
+                self.base.marks.push(Mark { id, version, next_group, next_trajectory });
+                let surplus = self.base.marks.len().saturating_sub(MARKS_KEPT);
+                self.base.marks.drain(..surplus);
+                self.forget_the_past();
+            }
+            &Event::Rewind { mark } => self.rewind(mark)?,
+            Event::MovedGroup(event) => {
+                let group = new_group(event, (at, payload, true), size);
+                let members = event.members.iter().map(|state| moved_member(event, *state));
+                let members = members.collect();
+                self.moving = Some(Moving { group_id: event.group_id, group, members });
+            }
+            &Event::MovedAppend { trajectory_id, offset, n, version } => {
+                if let Some(moving) = &mut self.moving {
+                    let place = trajectory_id.wrapping_sub(moving.group.first_trajectory);
+                    let member = usize::try_from(place).ok();
+                    if let Some(member) = member.and_then(|i| moving.members.get_mut(i)) {
+                        extend(member, trajectory_id, offset, Chunk { at, n, version })?;
+                        charge(&mut moving.group, at.file, size);
+                    }
+                }
+            }
+            &Event::MovedEnd { group_id } => {
+                if let Some(moving) = self.moving.take_if(|moving| moving.group_id == group_id) {
+                    self.finish_move(moving, at.file, size);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, group_id: u64, group: Group, members: Vec<Trajectory>) {
+        for (file, bytes) in &group.bytes_in {
+            *self.live.entry(*file).or_default() += bytes;
+        }
+        for (id, mut member) in group.members().zip(members) {
+            member.group_id = group_id;
+            self.trajectories.insert(id, member);
+        }
+        self.groups.insert(group_id, group);
+        self.classify(group_id);
+    }
+
+    /// Remove every trace of a group; its bytes in the log are garbage from now on.
+    fn forget(&mut self, group_id: u64) {
+        if let Some(group) = self.groups.remove(&group_id) {
+            self.ready.remove(&group_id);
+            self.spent.remove(&group_id);
+            for id in group.members() {
+                self.trajectories.remove(&id);
+                self.unfinished.remove(&id);
+                self.aborted.remove(&id);
+            }
+            for (file, bytes) in group.bytes_in {
+                if let Some(live) = self.live.get_mut(&file) {
+                    *live = live.saturating_sub(bytes);
+                }
+            }
+        }
+    }
+
+    fn finish_move(&mut self, moving: Moving, file: u64, size: u64) {
+        let Moving { group_id, mut group, mut members } = moving;
+        charge(&mut group, file, size);
+        for (id, member) in group.members().zip(&mut members) {
+            if let Some(old) = self.trajectories.get(&id) {
+                (member.holder, member.finished_by) = (old.holder, old.finished_by);
+            }
+        }
+        self.forget(group_id);
+        self.insert(group_id, group, members);
+    }
+
+    fn charge(&mut self, group_id: u64, file: u64, size: u64) {
+        if let Some(group) = self.groups.get_mut(&group_id) {
+            charge(group, file, size);
+            *self.live.entry(file).or_default() += size;
+        }
+    }
+
+    fn change(&mut self, id: u64, file: u64, size: u64, change: impl FnOnce(&mut Trajectory)) {
+        if let Some(trajectory) = self.trajectories.get_mut(&id) {
+            change(trajectory);
+            let group_id = trajectory.group_id;
+            self.charge(group_id, file, size);
+            self.classify(group_id);
+        }
+    }
+
+    fn mark_groups(&mut self, ids: &[u64], file: u64, change: impl Fn(&mut Group, u64)) {
+        let mark = self.base.marks.last().map_or(0, |mark| mark.id);
+        for id in ids {
+            if let Some(group) = self.groups.get_mut(id) {
+                change(group, mark);
+                self.charge(*id, file, 8);
+                self.classify(*id);
+            }
+        }
+        self.forget_the_past();
+    }
+
+    /// Bytes of the log that groups keep which can still be trained on.
+    pub(super) fn alive_bytes(&self) -> u64 {
+        self.groups.values().filter(|group| self.is_alive(group)).map(Group::bytes).sum()
+    }
+
+    /// Bytes of the log that are kept only because a mark may bring them back.
+    pub(super) fn dead_bytes(&self) -> u64 {
+        self.spent.iter().filter_map(|id| self.groups.get(id)).map(Group::bytes).sum()
+    }
+
+    /// Whether a group can still become part of a training batch.
+    pub(super) fn is_alive(&self, group: &Group) -> bool {
+        group.gone.is_none() && group.uses.len() < self.max_uses
+    }
+
+    pub(super) fn is_complete(&self, group: &Group) -> bool {
+        group.members().all(|id| {
+            self.trajectories.get(&id).is_some_and(|t| t.finish.is_some() && t.reward.is_some())
+        })
+    }
+
+    /// Put a group and its members into the sets in which they are looked for.
+    fn classify(&mut self, group_id: u64) {
+        let Some(group) = self.groups.get(&group_id) else { return };
+        let alive = self.is_alive(group);
+        if alive && self.is_complete(group) {
+            self.ready.insert(group_id);
+        } else {
+            self.ready.remove(&group_id);
+        }
+        if alive {
+            self.spent.remove(&group_id);
+        } else {
+            self.spent.insert(group_id);
+        }
+        for id in group.members() {
+            if alive && self.trajectories.get(&id).is_some_and(|t| t.finish.is_none()) {
+                self.unfinished.insert(id);
+            } else {
+                self.unfinished.remove(&id);
+            }
+        }
+    }
+
+    /// Let go of what no mark can bring back.
+    fn forget_the_past(&mut self) {
+        let oldest = self.base.marks.first().copied();
+        let is_past = |mark: u64| oldest.is_none_or(|oldest| mark < oldest.id);
+        let dead = |group: &Group| match group.gone {
+            Some(mark) => is_past(mark),
+            None => group.uses.iter().filter(|mark| is_past(**mark)).count() >= self.max_uses,
+        };
+        let past = self.spent.iter().filter(|id| self.groups.get(id).is_some_and(dead));
+        for id in past.copied().collect::<Vec<_>>() {
+            self.forget(id);
+        }
+        let is_past = |under: u32| oldest.is_none_or(|oldest| under <= oldest.version);
+        self.aborted.retain(|id| {
+            self.trajectories.get_mut(id).is_some_and(|trajectory| {
+                trajectory.discarded.retain(|(under, _)| !is_past(*under));
+                !trajectory.discarded.is_empty()
+            })
+        });
+    }
+
+    fn rewind(&mut self, mark: u64) -> Result<()> {
+        let found = self.base.marks.iter().find(|m| m.id == mark).copied();
+        let mark = found.ok_or_else(|| {
+            Error::Corruption(format!("the log returns to mark {mark}, which is not kept"))
+        })?;
+        self.base.marks.retain(|m| m.id <= mark.id);
+        self.base.next_mark = mark.id + 1;
+        self.base.version = mark.version;
+        let cut = self.groups.iter().filter(|(_, group)| group.version > mark.version);
+        for id in cut.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.forget(id);
+        }
+        for group in self.groups.values_mut() {
+            group.uses.retain(|used| *used < mark.id);
+            group.gone = group.gone.filter(|gone| *gone < mark.id);
+        }
+        for trajectory in self.trajectories.values_mut() {
+            trajectory.take_back(mark.version);
+        }
+        (self.base.next_group, self.base.next_trajectory) = (mark.next_group, mark.next_trajectory);
+        if let Some((id, group)) = self.groups.last_key_value() {
+            self.base.next_group = mark.next_group.max(id + 1);
+            let after = group.first_trajectory + u64::from(group.k);
+            self.base.next_trajectory = mark.next_trajectory.max(after);
+        }
+        for id in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.classify(id);
+        }
+        Ok(())
+    }
+}
+
+fn new_group(event: &GroupEvent<'_>, prompt: (Location, u32, bool), size: u64) -> Group {
+    Group {
+        first_trajectory: event.first_trajectory,
+        k: event.k,
+        version: event.version,
+        prompt_length: u32::try_from(event.prompt.tokens.len()).unwrap_or(u32::MAX),
+        prompt,
+        uses: event.uses.clone(),
+        gone: event.gone,
+        bytes_in: vec![(prompt.0.file, size)],
+    }
+}
+
+fn moved_member(event: &GroupEvent<'_>, state: MovedState) -> Trajectory {
+    Trajectory {
+        group_id: event.group_id,
+        finish: state.finish,
+        reward: state.reward,
+        ..Trajectory::default()
+    }
+}
+
+fn charge(group: &mut Group, file: u64, size: u64) {
+    match group.bytes_in.iter_mut().rev().find(|(held, _)| *held == file) {
+        Some((_, bytes)) => *bytes += size,
+        None => group.bytes_in.push((file, size)),
+    }
+}
+
+fn extend(trajectory: &mut Trajectory, id: u64, offset: u32, chunk: Chunk) -> Result<()> {
+    if offset != trajectory.length {
+        return Err(Error::Corruption(format!(
+            "tokens of trajectory {id} at {offset}, where it has {}",
+            trajectory.length
+        )));
+    }
+    trajectory.chunks.push(chunk);
+    trajectory.length += chunk.n;
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! The log: files one after another, the last one open for writing.
+//!
+//! # Design
+//!
+//! A file enters the log by a rename, complete with its header, and leaves it by a rename, to be
+//! used again. So a directory holds at any instant a run of files that can be read, and spares.
+//! Space is freed at the old end only: a record that kills another is always younger, so it never
+//! goes first.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+use super::file::{DATA, Location, LogFile};
+use super::map::Map;
+use super::record::{self, Header, Kind};
+use crate::error::{Error, Result};
+
+/// When appends reach the disk. What a killed process leaves is kept in every case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// When the operating system likes.
+    Never,
+    /// At `mark`, `flush` and `close`.
+    Batch,
+    /// Before each call returns.
+    Always,
+}
+
+impl Sync {
+    /// The policy of a name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "never" => Ok(Self::Never),
+            "batch" => Ok(Self::Batch),
+            "always" => Ok(Self::Always),
+            _ => Err(Error::invalid("sync", format!("{name:?}"), "never, batch or always")),
+        }
+    }
+}
+
+/// The directory of a store, locked against other openers.
+pub(super) struct Home {
+    pub(super) directory: PathBuf,
+    _lock: File,
+}
+
+pub(super) struct Log {
+    pub(super) home: Option<Home>,
+    pub(super) files: VecDeque<LogFile>,
+    pub(super) spares: Vec<(Map, Option<PathBuf>)>,
+    pub(super) file_bytes: usize,
+    pub(super) next_number: u64,
+    pub(super) sync: Sync,
+}
+
+pub(super) fn storage(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error::Storage { path, action, source }
+}
+
+impl Home {
+    /// Make the directory if need be, and lock it.
+    pub(super) fn open(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).map_err(storage(directory, "create the directory"))?;
+        let path = directory.join("lock");
+        let lock = File::options().create(true).append(true).open(&path);
+        let lock = lock.map_err(storage(&path, "open"))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(storage(directory, "open the store")(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another opener holds it; a store has one at a time (close it there first)",
+                )))
+            }
+            Err(error) => Err(storage(&path, "lock")(error.into())),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        directory.map_err(storage(&self.directory, "sync the directory"))
+    }
+}
+
+impl Log {
+    pub(super) fn new(home: Option<Home>, file_bytes: usize, sync: Sync) -> Self {
+        let (files, spares) = (VecDeque::new(), Vec::new());
+        Self { home, files, spares, file_bytes, next_number: 1, sync }
+    }
+
+    /// Bytes that the log's files and spares take on the disk or in memory.
+    pub(super) fn allocated(&self) -> u64 {
+        let spares = self.spares.iter().map(|(map, _)| map.bytes().len());
+        self.files.iter().map(LogFile::len).chain(spares).sum::<usize>() as u64
+    }
+
+    /// Whether a record with such a payload fits into the open file.
+    pub(super) fn fits(&self, payload: usize) -> bool {
+        self.files.back().is_some_and(|file| file.fits(payload))
+    }
+
+    /// Whether a record with such a payload fits into any file.
+    pub(super) fn largest_payload(&self, base: usize) -> usize {
+        self.file_bytes - DATA - record::size(base) - record::HEADER
+    }
+
+    /// Open the next file. A full disk is an error here, and nothing has changed.
+    pub(super) fn roll(&mut self) -> Result<()> {
+        let sequence = self.files.back().map_or(1, |file| file.sequence + 1);
+        let (map, path) = match self.spares.pop() {
+            Some(spare) => spare,
+            None => self.allocate(sequence)?,
+        };
+        let mut file = LogFile::create(map, sequence, self.next_number);
+        if let (Some(home), Some(spare)) = (&self.home, path) {
+            let path = home.directory.join(log_name(sequence));
+            fs::rename(&spare, &path).map_err(storage(&spare, "rename"))?;
+            file.path = Some(path);
+            if self.sync != Sync::Never {
+                home.sync()?;
+            }
+        }
+        self.files.push_back(file);
+        Ok(())
+    }
+
+    /// A new spare with all its blocks on the disk.
+    fn allocate(&self, sequence: u64) -> Result<(Map, Option<PathBuf>)> {
+        let Some(home) = &self.home else {
+            let map = Map::anonymous(self.file_bytes);
+            return Ok((map.map_err(storage(Path::new("memory"), "map"))?, None));
+        };
+        let path = home.directory.join(spare_name(sequence));
+        let file = File::options().create(true).truncate(true).read(true).write(true).open(&path);
+        let file = file.map_err(storage(&path, "create"))?;
+        let allocated = allocate_blocks(&file, self.file_bytes).and_then(|()| Map::file(&file));
+        match allocated {
+            Ok(map) => Ok((map, Some(path))),
+            Err(source) => {
+                // What was allocated in part is of no use; the disk is better off without it.
+                fs::remove_file(&path).ok();
+                Err(storage(&path, "allocate the next log file")(source))
+            }
+        }
+    }
+
+    /// Write one record, which must fit the open file.
+    pub(super) fn push(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Location {
+        let payload = parts.iter().map(|part| part.len()).sum();
+        let header = Header { kind, payload, number: self.next_number, subject };
+        self.next_number += 1;
+        match self.files.back_mut() {
+            Some(file) => file.push(&header, parts),
+            None => unreachable!("a log has an open file from its first roll on"),
+        }
+    }
+
+    pub(super) fn payload(&self, at: Location, len: usize) -> &[u8] {
+        let first = self.files.front().map_or(0, |file| file.sequence);
+        let place = usize::try_from(at.file - first).unwrap_or(usize::MAX);
+        self.files[place].payload(at.offset, len)
+    }
+
+    /// Put everything on the disk.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        for file in self.files.iter_mut().rev() {
+            if file.synced >= file.end {
+                break;
+            }
+            let name = file.name();
+            file.sync().map_err(storage(Path::new(&name), "sync"))?;
+        }
+        Ok(())
+    }
+
+    /// Take the oldest file out of the log, to be used again.
+    pub(super) fn retire_oldest(&mut self) -> Result<()> {
+        let Some(file) = self.files.front() else { return Ok(()) };
+        let (sequence, keep) = (file.sequence, file.len() == self.file_bytes);
+        let mut spare = None;
+        if let (Some(home), Some(path)) = (&self.home, &file.path) {
+            let to = home.directory.join(spare_name(sequence));
+            fs::rename(path, &to).map_err(storage(path, "rename"))?;
+            if !keep {
+                fs::remove_file(&to).map_err(storage(&to, "remove"))?;
+            }
+            spare = Some(to);
+        }
+        if let Some(file) = self.files.pop_front().filter(|_| keep) {
+            self.spares.push((file.into_map(), spare));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn log_name(sequence: u64) -> String {
+    format!("{sequence:020}.log")
+}
+
+fn spare_name(sequence: u64) -> String {
+    format!("{sequence:020}.spare")
+}
+
+fn allocate_blocks(file: &File, len: usize) -> io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len as u64) {
+        // A file system without the call gets its blocks by being written.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let mut file = file;
+            io::copy(&mut io::Read::take(io::repeat(0), len as u64), &mut file).map(|_| ())
+        }
+        other => other.map_err(io::Error::from),
+    }
+}

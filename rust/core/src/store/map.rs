@@ -1,0 +1,94 @@
+//! Mapped memory: a file's, or anonymous. The only `unsafe` of the crate.
+//!
+//! # Design
+//!
+//! A log file and an anonymous map are the same thing to the code above: bytes. Files are allocated
+//! on disk before they are mapped, so that a full disk is an error of the allocation and never a
+//! fault of a store through the map. The lock file keeps other processes from opening the same
+//! files; what is left is a user who truncates a mapped file by hand, against which no mapping is
+//! safe.
+#![expect(unsafe_code, reason = "mapping a file, and atomic access to a word of the map")]
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::MmapMut;
+
+/// A fixed range of bytes that may be backed by a file.
+pub(super) struct Map {
+    map: MmapMut,
+    durable: bool,
+}
+
+impl Map {
+    /// Zeroed memory without a file.
+    pub(super) fn anonymous(len: usize) -> io::Result<Self> {
+        Ok(Self { map: MmapMut::map_anon(len)?, durable: false })
+    }
+
+    /// The whole of a file, whose blocks are already allocated, shared with the page cache.
+    pub(super) fn file(file: &File) -> io::Result<Self> {
+        // SAFETY: the bytes must not change under the references that this type hands out, and the
+        // file must not shrink. The store holds an exclusive lock on the directory, every writer
+        // goes through `&mut Map`, and no code of ours truncates a file that is mapped.
+        let map = unsafe { MmapMut::map_mut(file)? };
+        Ok(Self { map, durable: true })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// Write an aligned word after everything that was written before it: a process that is killed
+    /// between the two leaves the earlier bytes, never the word alone.
+    pub(super) fn publish(&mut self, offset: usize, word: u64) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.map.len(), "a word of the map");
+        // SAFETY: the address is inside the map (asserted), aligned to 8 (maps start at a page, and
+        // the offset is a multiple of 8: asserted), valid for the life of the borrow, and `&mut
+        // self` excludes every other access through this map.
+        let cell = unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(offset).cast()) };
+        cell.store(word.to_le(), Ordering::Release);
+    }
+
+    /// Put a range on the disk. Nothing to do without a file.
+    pub(super) fn sync(&self, from: usize, to: usize) -> io::Result<()> {
+        if self.durable { self.map.flush_range(from, to - from) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_published_is_read_back() {
+        let mut map = Map::anonymous(4096).unwrap();
+        map.bytes_mut()[0..3].copy_from_slice(b"abc");
+        map.publish(64, 0x0102_0304_0506_0708);
+        assert_eq!(&map.bytes()[0..3], b"abc");
+        assert_eq!(map.bytes()[64..72], 0x0102_0304_0506_0708u64.to_le_bytes());
+        map.sync(0, 4096).unwrap();
+    }
+
+    #[test]
+    fn a_file_keeps_what_its_map_was_given() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut map = Map::file(&file).unwrap();
+        map.bytes_mut()[10] = 7;
+        map.sync(0, 4096).unwrap();
+        drop(map);
+        assert_eq!(Map::file(&file).unwrap().bytes()[10], 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "a word of the map")]
+    fn a_word_outside_the_map_is_refused() {
+        Map::anonymous(4096).unwrap().publish(4096, 1);
+    }
+}

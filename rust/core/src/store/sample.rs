@@ -1,0 +1,144 @@
+//! Taking groups for training.
+
+use super::Store;
+use super::event::ids_payload;
+use super::index::Group;
+use super::record::Kind;
+use crate::error::{Error, Result};
+use crate::noise;
+use crate::pack::{Packed, Row};
+
+/// In which order groups are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// In the order of their ids.
+    Fifo,
+    /// In an order drawn from the seed: each group equally likely at each place.
+    Uniform,
+}
+
+impl Strategy {
+    /// The strategy of a name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "fifo" => Ok(Self::Fifo),
+            "uniform" => Ok(Self::Uniform),
+            _ => Err(Error::invalid("strategy", format!("{name:?}"), "fifo or uniform")),
+        }
+    }
+}
+
+/// What to take. At least one of `groups` and `tokens` must be given; both bound together.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// At most so many groups.
+    pub groups: Option<usize>,
+    /// At most so many tokens, prompts included. The first group that does not fit ends the batch:
+    /// passing it over would favour short responses.
+    pub tokens: Option<usize>,
+    /// Only groups whose oldest response token is at most so many versions behind `version`.
+    pub max_staleness: u32,
+    /// The trainer's version.
+    pub version: u32,
+    /// In which order.
+    pub strategy: Strategy,
+    /// Decides every draw of the strategy.
+    pub seed: u64,
+}
+
+/// The most tokens of a batch: `cu_seqlens` is int32.
+const MAX_BATCH: usize = 0x7fff_ffff;
+
+impl Store {
+    /// Take whole groups into `batch` and record their use. Nothing to take gives 0 rows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidInput`] if the first group alone exceeds `tokens`.
+    pub fn sample(&mut self, wanted: &Sample, batch: &mut Packed) -> Result<()> {
+        if wanted.groups.is_none() && wanted.tokens.is_none() {
+            return Err(Error::invalid("groups, tokens", "none", "at least one of the two"));
+        }
+        let taken = self.choose(wanted)?;
+        self.pack(&taken, batch)?;
+        if !taken.is_empty() {
+            self.write_control(Kind::Use, 0, &ids_payload(&taken))?;
+        }
+        self.acknowledge()
+    }
+
+    fn choose(&self, wanted: &Sample) -> Result<Vec<u64>> {
+        let fresh = |id: &u64| {
+            self.index.groups.get(id).is_some_and(|group| {
+                wanted.version.saturating_sub(self.oldest_version(group)) <= wanted.max_staleness
+            })
+        };
+        let mut order: Vec<u64> = self.index.ready.iter().copied().filter(fresh).collect();
+        if wanted.strategy == Strategy::Uniform {
+            order.sort_by(|a, b| {
+                let key = |id: u64| noise::uniform(wanted.seed, id, 0);
+                key(*a).total_cmp(&key(*b)).then(a.cmp(b))
+            });
+        }
+        order.truncate(wanted.groups.unwrap_or(usize::MAX));
+        let budget = wanted.tokens.unwrap_or(MAX_BATCH).min(MAX_BATCH);
+        let (mut taken, mut tokens) = (Vec::new(), 0);
+        for id in order {
+            let size = self.index.groups.get(&id).map_or(0, |group| self.tokens_in(group));
+            if tokens + size > budget {
+                if taken.is_empty() {
+                    return Err(Error::invalid(
+                        "tokens",
+                        budget,
+                        format!("at least {size}, the tokens of group {id}, which is next"),
+                    ));
+                }
+                break;
+            }
+            tokens += size;
+            taken.push(id);
+        }
+        Ok(taken)
+    }
+
+    /// The oldest version among a group's tokens; of a group without any, the one it was created
+    /// under.
+    pub(super) fn oldest_version(&self, group: &Group) -> u32 {
+        let members = group.members().filter_map(|id| self.index.trajectories.get(&id));
+        members.filter_map(|t| t.oldest_version()).min().unwrap_or(group.version)
+    }
+
+    fn tokens_in(&self, group: &Group) -> usize {
+        let members = group.members().filter_map(|id| self.index.trajectories.get(&id));
+        members.map(|t| group.prompt_length as usize + t.length as usize).sum()
+    }
+
+    fn pack(&self, groups: &[u64], batch: &mut Packed) -> Result<()> {
+        let (mut rows, mut tokens) = (0, 0);
+        for id in groups {
+            let group = self.group_of(*id)?;
+            rows += group.k as usize;
+            tokens += self.tokens_in(group);
+        }
+        batch.begin(rows, tokens);
+        for &group_id in groups {
+            let prompt = self.prompt_of(group_id)?;
+            for trajectory_id in self.group_of(group_id)?.members() {
+                let trajectory = self.trajectory_of(trajectory_id)?;
+                batch.begin_row(prompt.tokens);
+                for chunk in &trajectory.chunks {
+                    let (tokens, log_probs, mask) = self.columns(chunk)?;
+                    batch.extend_row(tokens, log_probs, mask, chunk.version);
+                }
+                batch.end_row(&Row {
+                    reward: trajectory.reward.map_or(0.0, |(reward, _)| reward),
+                    group_id: group_id.cast_signed(),
+                    trajectory_id: trajectory_id.cast_signed(),
+                    prompt_id: prompt.prompt_id,
+                    finish_reason: trajectory.finish.map_or(0, |(reason, _)| reason as u8),
+                });
+            }
+        }
+        Ok(())
+    }
+}

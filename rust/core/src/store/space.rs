@@ -1,0 +1,180 @@
+//! Room for the next record: where it comes from when the store is full.
+
+use super::record::Kind;
+use super::{Store, Sync};
+use crate::error::{Error, Result};
+
+/// What a full store does with an append or a new group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It is a [`Error::Capacity`].
+    Refuse,
+    /// The same for the core; the bindings wait until another thread has made room.
+    Block,
+    /// Groups that were created first are removed.
+    EvictOldest,
+    /// Groups with the oldest tokens are removed.
+    EvictStalest,
+}
+
+impl WhenFull {
+    /// The policy of a name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        match name {
+            "refuse" => Ok(Self::Refuse),
+            "block" => Ok(Self::Block),
+            "evict_oldest" => Ok(Self::EvictOldest),
+            "evict_stalest" => Ok(Self::EvictStalest),
+            _ => Err(Error::invalid(
+                "when_full",
+                format!("{name:?}"),
+                "refuse, block, evict_oldest or evict_stalest",
+            )),
+        }
+    }
+}
+
+/// Files at the end of the capacity that data may not take, so that a full store can still record
+/// what frees it: samples, marks, evictions.
+const RESERVED_FILES: u64 = 2;
+
+impl Store {
+    /// Write a record of data: a new group or tokens. May find the store full.
+    pub(super) fn write_data(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Result<()> {
+        self.write(kind, subject, parts, RESERVED_FILES)
+    }
+
+    /// Write a record that says something about data. Has the reserve to itself.
+    pub(super) fn write_control(&mut self, kind: Kind, subject: u64, part: &[u8]) -> Result<()> {
+        self.write(kind, subject, &[part], 0)
+    }
+
+    fn write(&mut self, kind: Kind, subject: u64, parts: &[&[u8]], spared: u64) -> Result<()> {
+        self.check_usable()?;
+        let payload = parts.iter().map(|part| part.len()).sum();
+        let largest = self.log.largest_payload(self.index.base.encode().len());
+        if payload > largest {
+            return Err(Error::invalid(
+                "bytes in one call",
+                payload,
+                format!(
+                    "at most {largest}, what one log file holds; split it, or open the store \
+                         with a larger file_bytes"
+                ),
+            ));
+        }
+        if !self.log.fits(payload) {
+            self.make_room(spared)?;
+            self.open_next_file()?;
+        }
+        self.commit(kind, subject, parts)
+    }
+
+    /// See to it that the next file can be opened and leave `spared` files of the capacity alone.
+    fn make_room(&mut self, spared: u64) -> Result<()> {
+        loop {
+            self.recycle()?;
+            if self.files_left() > spared || self.rewrite_oldest(spared)? {
+                if self.files_left() > spared {
+                    return Ok(());
+                }
+                continue;
+            }
+            // An eviction helps only if no mark keeps what it removes.
+            let evict = spared > 0 && self.index.base.marks.is_empty();
+            let evicted = if evict { self.evict_one()? } else { false };
+            if !evicted {
+                return Err(self.full());
+            }
+        }
+    }
+
+    /// Files that may still be opened.
+    pub(super) fn files_left(&self) -> u64 {
+        let most = self.capacity_bytes / self.log.file_bytes as u64;
+        // Files of another size, from an earlier opening, count by their bytes.
+        let used = self.log.files.iter().map(|file| file.len() as u64).sum::<u64>();
+        most.saturating_sub(used.div_ceil(self.log.file_bytes as u64))
+    }
+
+    fn full(&self) -> Error {
+        let marks = &self.index.base.marks;
+        let way_out = if marks.is_empty() {
+            "sample or drop groups, or open it with more".into()
+        } else {
+            let kept: u64 = self.index.dead_bytes();
+            format!(
+                "{kept} bytes of it are used up or removed, and kept for a rewind to mark {}; the \
+                 next marks free them. Or open it with more",
+                marks.first().map_or(0, |mark| mark.id)
+            )
+        };
+        Error::Capacity(format!(
+            "capacity_bytes = {}: the store is full, {} bytes of it are still needed: {way_out}",
+            self.capacity_bytes,
+            self.index.live.values().sum::<u64>()
+        ))
+    }
+
+    /// Remove the group that the policy names; false if there is none, or no such policy.
+    fn evict_one(&mut self) -> Result<bool> {
+        let stalest = match self.when_full {
+            WhenFull::Refuse | WhenFull::Block => return Ok(false),
+            WhenFull::EvictOldest => false,
+            WhenFull::EvictStalest => true,
+        };
+        let held = |id| self.index.trajectories.get(&id).is_some_and(|t| t.holder.is_some());
+        let groups = self.index.groups.iter();
+        let candidates = groups.filter(|(_, g)| self.index.is_alive(g) && !g.members().any(held));
+        // Work that is complete and was not wanted yet goes before work that has begun.
+        let victim = candidates.min_by_key(|&(id, group)| {
+            let age = if stalest { self.oldest_version(group) } else { 0 };
+            (!self.index.ready.contains(id), age, *id)
+        });
+        let Some(victim) = victim.map(|(id, _)| *id) else { return Ok(false) };
+        // Evictions are what makes room: there is always some left for them in the reserve.
+        let payload = victim.to_le_bytes();
+        if !self.log.fits(payload.len()) {
+            self.open_reserved_file()?;
+        }
+        self.commit(Kind::Evict, 0, &[&payload])?;
+        Ok(true)
+    }
+
+    /// A store that is marked must evict ahead, since what it evicts stays for two marks: at each
+    /// mark, until what is alive takes half of the capacity.
+    pub(super) fn evict_ahead(&mut self) -> Result<()> {
+        if matches!(self.when_full, WhenFull::Refuse | WhenFull::Block) {
+            return Ok(());
+        }
+        while self.index.alive_bytes() > self.capacity_bytes / 2 && self.evict_one()? {}
+        Ok(())
+    }
+
+    /// Open the next file out of the reserve.
+    pub(super) fn open_reserved_file(&mut self) -> Result<()> {
+        if self.files_left() == 0 {
+            return Err(self.full());
+        }
+        self.open_next_file()
+    }
+
+    /// Take files out of the log that hold nothing which is still needed.
+    pub(super) fn recycle(&mut self) -> Result<()> {
+        let mut flushed = self.log.sync == Sync::Never;
+        while self.log.files.len() > 1 {
+            let oldest = self.log.files.front().map_or(0, |file| file.sequence);
+            if self.index.live.get(&oldest).is_some_and(|live| *live > 0) {
+                break;
+            }
+            if !flushed {
+                // What made the file dispensable must be on the disk before the file goes.
+                self.flush()?;
+                flushed = true;
+            }
+            self.log.retire_oldest()?;
+            self.index.live.remove(&oldest);
+        }
+        Ok(())
+    }
+}

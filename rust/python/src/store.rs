@@ -1,0 +1,517 @@
+//! The class `k15core._core.Store`.
+
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use k15_core::Error;
+use k15_core::store::{self as core, FinishReason, Options, Order, Strategy, Sync, WhenFull};
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyType};
+
+use crate::arguments::{array, natural, slice};
+use crate::error::{CoreError, Result};
+use crate::views::{self, Pool};
+
+/// How long a call that waits for room sleeps before it looks for signals.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// The store, behind a lock that is only taken without the GIL.
+#[pyclass(frozen, module = "k15core._core")]
+pub struct Store {
+    store: Mutex<Option<core::Store>>,
+    room: Condvar,
+    blocks: bool,
+    pool: Mutex<Pool>,
+}
+
+impl Store {
+    /// Do something with the open store while other Python threads run.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut core::Store) -> k15_core::Result<T> + Send,
+    ) -> Result<T> {
+        py.detach(|| {
+            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(work(store.as_mut().ok_or_else(closed)?)?)
+        })
+    }
+
+    /// The same for what may free space: whoever waits for room is woken.
+    fn freeing<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut core::Store) -> k15_core::Result<T> + Send,
+    ) -> Result<T> {
+        let done = self.with(py, work);
+        self.room.notify_all();
+        done
+    }
+
+    /// The same for what needs room: with `when_full="block"` it is tried again until there is.
+    fn needing_room<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl Fn(&mut core::Store) -> k15_core::Result<T> + Send + std::marker::Sync,
+    ) -> PyResult<T> {
+        loop {
+            match self.with(py, &work) {
+                Err(error) if self.blocks && error.is_capacity() => {
+                    py.check_signals()?;
+                    py.detach(|| {
+                        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+                        drop(self.room.wait_timeout(store, WAIT));
+                    });
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::invalid("store", "closed", "an open store")
+}
+
+fn text<'a, T>(value: &'a str, parse: impl FnOnce(&'a str) -> k15_core::Result<T>) -> Result<T> {
+    Ok(parse(value)?)
+}
+
+#[pymethods]
+impl Store {
+    #[new]
+    #[pyo3(signature = (
+        directory=None, *, capacity_bytes=None, when_full="refuse", sync="batch", max_uses=None,
+        file_bytes=None
+    ))]
+    fn new(
+        py: Python<'_>,
+        directory: Option<PathBuf>,
+        capacity_bytes: Option<&Bound<'_, PyAny>>,
+        when_full: &str,
+        sync: &str,
+        max_uses: Option<&Bound<'_, PyAny>>,
+        file_bytes: Option<&Bound<'_, PyAny>>,
+    ) -> Result<Self> {
+        let mut options = Options {
+            directory,
+            when_full: text(when_full, WhenFull::from_name)?,
+            sync: text(sync, Sync::from_name)?,
+            ..Options::default()
+        };
+        if let Some(bytes) = capacity_bytes {
+            options.capacity_bytes = natural("capacity_bytes", bytes)?;
+        }
+        if let Some(bytes) = file_bytes {
+            options.file_bytes = Some(natural("file_bytes", bytes)?);
+        }
+        if let Some(uses) = max_uses {
+            options.max_uses = natural("max_uses", uses)?;
+        }
+        let store = py.detach(|| core::Store::open(&options))?;
+        Ok(Self {
+            store: Mutex::new(Some(store)),
+            room: Condvar::new(),
+            blocks: options.when_full == WhenFull::Block,
+            pool: Mutex::default(),
+        })
+    }
+
+    fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exc_info))]
+    fn __exit__(&self, py: Python<'_>, _exc_info: &Bound<'_, PyAny>) -> Result<()> {
+        self.close(py)
+    }
+
+    fn close(&self, py: Python<'_>) -> Result<()> {
+        py.detach(|| {
+            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+            let flushed = store.as_mut().map_or(Ok(()), core::Store::flush);
+            *store = None;
+            Ok(flushed?)
+        })
+    }
+
+    fn flush(&self, py: Python<'_>) -> Result<()> {
+        self.with(py, core::Store::flush)
+    }
+
+    #[pyo3(signature = (prompt, k, *, version=None))]
+    fn add_group(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        k: &Bound<'_, PyAny>,
+        version: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<u64>> {
+        let k = natural("k", k)?;
+        let version = version.map_or(Ok(0), |version| natural("version", version))?;
+        let input_ids = array("prompt.input_ids", "int32", &prompt.getattr("input_ids")?)?;
+        let tokens = slice("prompt.input_ids", &input_ids)?;
+        let prompt_id: i64 = field(prompt, "prompt.prompt_id", "prompt_id", "an int64")?;
+        let answer: String = field(prompt, "prompt.answer", "answer", "a str")?;
+        let tags: Vec<String> = field(prompt, "prompt.tags", "tags", "a tuple of str")?;
+        let difficulty: Option<f64> =
+            field(prompt, "prompt.difficulty", "difficulty", "a float or None")?;
+        self.needing_room(py, |store| {
+            let tags = tags.iter().map(String::as_str).collect();
+            let prompt = core::PromptData { prompt_id, tokens, answer: &answer, tags, difficulty };
+            store.add_group(&prompt, k, version)
+        })
+    }
+
+    #[pyo3(signature = (n, *, now, duration, order="oldest"))]
+    fn lease<'py>(
+        &self,
+        py: Python<'py>,
+        n: &Bound<'py, PyAny>,
+        now: f64,
+        duration: f64,
+        order: &str,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        static LEASE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let n = natural("n", n)?;
+        let order = text(order, Order::from_name)?;
+        let class = LEASE.import(py, "k15core.types", "Lease")?;
+        let leases = self.with(py, |store| store.lease(n, now, duration, order))?;
+        let build = |lease: core::Lease| {
+            class.call1((
+                lease.trajectory_id,
+                lease.epoch,
+                lease.deadline,
+                PyArray1::from_vec(py, lease.input_ids),
+                lease.prompt_length,
+                PyArray1::from_vec(py, lease.versions),
+            ))
+        };
+        leases.into_iter().map(build).collect()
+    }
+
+    fn release(
+        &self,
+        py: Python<'_>,
+        trajectory_id: &Bound<'_, PyAny>,
+        epoch: &Bound<'_, PyAny>,
+    ) -> Result<()> {
+        let id = natural("trajectory_id", trajectory_id)?;
+        let epoch = natural("epoch", epoch)?;
+        self.with(py, |store| store.release(id, epoch))
+    }
+
+    #[pyo3(signature = (trajectory_id, epoch, offset, tokens, log_probs, version, *, loss_mask=None))]
+    #[expect(clippy::too_many_arguments, reason = "the contract's arguments, each needed")]
+    fn append(
+        &self,
+        py: Python<'_>,
+        trajectory_id: &Bound<'_, PyAny>,
+        epoch: &Bound<'_, PyAny>,
+        offset: &Bound<'_, PyAny>,
+        tokens: &Bound<'_, PyAny>,
+        log_probs: &Bound<'_, PyAny>,
+        version: &Bound<'_, PyAny>,
+        loss_mask: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let tokens = array("tokens", "int32", tokens)?;
+        let log_probs = array("log_probs", "float32", log_probs)?;
+        let mask = loss_mask.map(|mask| array("loss_mask", "uint8", mask)).transpose()?;
+        let chunk = core::Chunk {
+            trajectory_id: natural("trajectory_id", trajectory_id)?,
+            epoch: natural("epoch", epoch)?,
+            offset: natural("offset", offset)?,
+            tokens: slice("tokens", &tokens)?,
+            log_probs: slice("log_probs", &log_probs)?,
+            loss_mask: mask.as_ref().map(|mask| slice("loss_mask", mask)).transpose()?,
+        };
+        let version = natural("version", version)?;
+        self.needing_room(py, |store| store.append_many(&[chunk], version))
+    }
+
+    /// One call for a batch of chunks: `cu_seqlens` says which tokens belong to which.
+    #[expect(clippy::too_many_arguments, reason = "one array for each argument of append")]
+    fn append_many(
+        &self,
+        py: Python<'_>,
+        trajectory_ids: &Bound<'_, PyAny>,
+        epochs: &Bound<'_, PyAny>,
+        offsets: &Bound<'_, PyAny>,
+        cu_seqlens: &Bound<'_, PyAny>,
+        tokens: &Bound<'_, PyAny>,
+        log_probs: &Bound<'_, PyAny>,
+        version: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let ids = array::<i64>("trajectory_ids", "int64", trajectory_ids)?;
+        let epochs = array::<i64>("epochs", "int64", epochs)?;
+        let offsets = array::<i64>("offsets", "int64", offsets)?;
+        let cu_seqlens = array::<i32>("cu_seqlens", "int32", cu_seqlens)?;
+        let tokens = array::<i32>("tokens", "int32", tokens)?;
+        let log_probs = array::<f32>("log_probs", "float32", log_probs)?;
+        let version = natural("version", version)?;
+        let chunks = split(
+            slice("trajectory_ids", &ids)?,
+            slice("epochs", &epochs)?,
+            slice("offsets", &offsets)?,
+            slice("cu_seqlens", &cu_seqlens)?,
+            slice("tokens", &tokens)?,
+            slice("log_probs", &log_probs)?,
+        )?;
+        self.needing_room(py, |store| store.append_many(&chunks, version))
+    }
+
+    fn finish(
+        &self,
+        py: Python<'_>,
+        trajectory_id: &Bound<'_, PyAny>,
+        epoch: &Bound<'_, PyAny>,
+        reason: &str,
+    ) -> Result<()> {
+        let id = natural("trajectory_id", trajectory_id)?;
+        let epoch = natural("epoch", epoch)?;
+        let reason = FinishReason::from_name(reason).ok_or_else(|| {
+            Error::invalid("reason", format!("{reason:?}"), "stop, length, repetition or abort")
+        })?;
+        self.with(py, |store| store.finish(id, epoch, reason))
+    }
+
+    fn set_reward(
+        &self,
+        py: Python<'_>,
+        trajectory_id: &Bound<'_, PyAny>,
+        reward: f32,
+    ) -> Result<()> {
+        let id = natural("trajectory_id", trajectory_id)?;
+        self.with(py, |store| store.set_reward(id, reward))
+    }
+
+    #[pyo3(signature = (*, groups=None, tokens=None, max_staleness, version, strategy="fifo", seed=0))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of the Python method")]
+    fn sample<'py>(
+        &self,
+        py: Python<'py>,
+        groups: Option<&Bound<'py, PyAny>>,
+        tokens: Option<&Bound<'py, PyAny>>,
+        max_staleness: &Bound<'py, PyAny>,
+        version: &Bound<'py, PyAny>,
+        strategy: &str,
+        seed: u64,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        static BATCH: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let wanted = core::Sample {
+            groups: groups.map(|groups| natural("groups", groups)).transpose()?,
+            tokens: tokens.map(|tokens| natural("tokens", tokens)).transpose()?,
+            max_staleness: natural("max_staleness", max_staleness)?,
+            version: natural("version", version)?,
+            strategy: text(strategy, Strategy::from_name)?,
+            seed,
+        };
+        let class = BATCH.import(py, "k15core.types", "PackedBatch")?;
+        let buffers = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = &buffers;
+        self.freeing(py, |store| {
+            store.sample(&wanted, &mut held.lock().unwrap_or_else(PoisonError::into_inner))
+        })?;
+        class.call((), Some(&views::arrays(py, buffers)?))
+    }
+
+    fn mark(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<u64> {
+        let version = natural("version", version)?;
+        self.freeing(py, |store| store.mark(version))
+    }
+
+    fn rewind(&self, py: Python<'_>, mark: &Bound<'_, PyAny>) -> Result<()> {
+        let mark = natural("mark", mark)?;
+        self.freeing(py, |store| store.rewind(mark))
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "an argument from Python")]
+    fn drop_groups(&self, py: Python<'_>, group_ids: Vec<Bound<'_, PyAny>>) -> Result<()> {
+        let ids: Result<Vec<u64>> = group_ids.iter().map(|id| natural("group_id", id)).collect();
+        let ids = ids?;
+        self.freeing(py, |store| store.drop_groups(&ids))
+    }
+
+    fn unfinished(&self, py: Python<'_>) -> Result<usize> {
+        self.with(py, |store| Ok(store.unfinished()))
+    }
+
+    fn pending_groups(
+        &self,
+        py: Python<'_>,
+        before_version: &Bound<'_, PyAny>,
+    ) -> Result<Vec<u64>> {
+        let version = natural("before_version", before_version)?;
+        self.with(py, |store| Ok(store.pending_groups(version)))
+    }
+
+    fn groups_of_version(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<Vec<u64>> {
+        let version = natural("version", version)?;
+        self.with(py, |store| Ok(store.groups_of_version(version)))
+    }
+
+    fn complete_groups(&self, py: Python<'_>) -> Result<Vec<u64>> {
+        self.with(py, |store| Ok(store.complete_groups()))
+    }
+
+    fn group<'py>(
+        &self,
+        py: Python<'py>,
+        group_id: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        static PROMPT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let id = natural("group_id", group_id)?;
+        let (members, version, prompt) = self.with(py, |store| {
+            let prompt = store.prompt_of(id)?;
+            let tags: Vec<String> = prompt.tags.iter().map(|&tag| tag.to_owned()).collect();
+            let (tokens, answer) = (prompt.tokens.to_vec(), prompt.answer.to_owned());
+            let prompt = (prompt.prompt_id, tokens, answer, tags, prompt.difficulty);
+            Ok((store.members(id)?, store.created_version(id)?, prompt))
+        })?;
+        let (prompt_id, tokens, answer, tags, difficulty) = prompt;
+        let tags = pyo3::types::PyTuple::new(py, tags)?;
+        let class = PROMPT.import(py, "k15core.types", "Prompt")?;
+        let arguments = (prompt_id, PyArray1::from_vec(py, tokens), answer, tags, difficulty);
+        let group = PyDict::new(py);
+        group.set_item("prompt", class.call1(arguments)?)?;
+        group.set_item("trajectory_ids", members)?;
+        group.set_item("created_version", version)?;
+        Ok(group)
+    }
+
+    fn trajectory<'py>(
+        &self,
+        py: Python<'py>,
+        trajectory_id: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let id = natural("trajectory_id", trajectory_id)?;
+        let view = self.with(py, |store| store.trajectory(id))?;
+        let fields = PyDict::new(py);
+        fields.set_item("trajectory_id", id)?;
+        fields.set_item("group_id", view.group_id)?;
+        fields.set_item("prompt_id", view.prompt_id)?;
+        fields.set_item("state", view.state.name())?;
+        fields.set_item("epoch", view.holder.map(|(epoch, _)| epoch))?;
+        fields.set_item("deadline", view.holder.map(|(_, deadline)| deadline))?;
+        fields.set_item("finish_reason", view.finish_reason.map(FinishReason::name))?;
+        fields.set_item("reward", view.reward)?;
+        fields.set_item("prompt_tokens", PyArray1::from_vec(py, view.prompt_tokens))?;
+        fields.set_item("tokens", PyArray1::from_vec(py, view.tokens))?;
+        fields.set_item("log_probs", PyArray1::from_vec(py, view.log_probs))?;
+        fields.set_item("loss_mask", PyArray1::from_vec(py, view.loss_mask))?;
+        fields.set_item("versions", PyArray1::from_vec(py, view.versions))?;
+        Ok(fields)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.with(py, |store| Ok(store.stats()))?;
+        let fields = PyDict::new(py);
+        let names = ["unfinished", "finished", "scored", "gone"];
+        for (name, count) in names.iter().zip(stats.trajectories) {
+            fields.set_item(name, count)?;
+        }
+        fields.set_item("groups", stats.groups)?;
+        fields.set_item("groups_ready", stats.groups_ready)?;
+        fields.set_item("groups_gone", stats.groups_gone)?;
+        fields.set_item("tokens", stats.tokens)?;
+        fields.set_item("bytes_live", stats.bytes_live)?;
+        fields.set_item("bytes_written", stats.bytes_written)?;
+        fields.set_item("bytes_allocated", stats.bytes_allocated)?;
+        fields.set_item("capacity_bytes", stats.capacity_bytes)?;
+        fields.set_item("files", stats.files)?;
+        fields.set_item("spare_files", stats.spare_files)?;
+        Ok(fields)
+    }
+
+    fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let report = self.with(py, |store| Ok(store.recovery_report().clone()))?;
+        let fields = PyDict::new(py);
+        fields.set_item("files", report.files)?;
+        fields.set_item("records", report.records)?;
+        fields.set_item("bytes", report.bytes)?;
+        let torn = report.torn.map(|torn| -> PyResult<_> {
+            let fields = PyDict::new(py);
+            fields.set_item("file", torn.file)?;
+            fields.set_item("offset", torn.offset)?;
+            fields.set_item("bytes", torn.bytes)?;
+            fields.set_item("record", torn.record)?;
+            Ok(fields)
+        });
+        fields.set_item("torn", torn.transpose()?)?;
+        Ok(fields)
+    }
+}
+
+/// An attribute of a prompt, of the type that it should have.
+fn field<'py, T>(
+    prompt: &Bound<'py, PyAny>,
+    name: &'static str,
+    attribute: &str,
+    expected: &str,
+) -> PyResult<T>
+where
+    T: for<'a> FromPyObject<'a, 'py>,
+{
+    let value = prompt.getattr(attribute)?;
+    value.extract().map_err(|_| {
+        let given = value.repr().map_or_else(|_| "an object".into(), |text| text.to_string());
+        CoreError::from(Error::invalid(name, given, expected)).into()
+    })
+}
+
+/// The chunks of flat arrays: chunk i has the tokens from cu_seqlens[i] to cu_seqlens[i + 1].
+fn split<'a>(
+    ids: &[i64],
+    epochs: &[i64],
+    offsets: &[i64],
+    cu_seqlens: &[i32],
+    tokens: &'a [i32],
+    log_probs: &'a [f32],
+) -> Result<Vec<core::Chunk<'a>>> {
+    let n = ids.len();
+    let one_each = |field, length: usize, wanted: usize| {
+        if length == wanted {
+            return Ok(());
+        }
+        let expected = format!("{wanted}, as trajectory_ids has {n}");
+        Err(Error::invalid(field, format!("{length} entries"), expected))
+    };
+    one_each("epochs", epochs.len(), n)?;
+    one_each("offsets", offsets.len(), n)?;
+    one_each("cu_seqlens", cu_seqlens.len(), n + 1)?;
+    if log_probs.len() != tokens.len() {
+        let expected = format!("{}, one for each of tokens", tokens.len());
+        let given = format!("{} entries", log_probs.len());
+        return Err(Error::invalid("log_probs", given, expected).into());
+    }
+    let ends: Option<Vec<usize>> =
+        cu_seqlens.iter().map(|&end| usize::try_from(end).ok()).collect();
+    let ends = ends.filter(|ends| {
+        ends[0] == 0 && ends[n] == tokens.len() && ends.windows(2).all(|pair| pair[0] <= pair[1])
+    });
+    let ends = ends.ok_or_else(|| {
+        let expected = format!("growing from 0 to {}, the length of tokens", tokens.len());
+        Error::invalid("cu_seqlens", format!("{cu_seqlens:?}"), expected)
+    })?;
+    let small = |field, value: i64| {
+        u32::try_from(value).map_err(|_| Error::invalid(field, value, "between 0 and 2**32"))
+    };
+    let natural = |field, value: i64| {
+        u64::try_from(value).map_err(|_| Error::invalid(field, value, "at least 0"))
+    };
+    let mut chunks = Vec::with_capacity(n);
+    for i in 0..n {
+        chunks.push(core::Chunk {
+            trajectory_id: natural("trajectory_ids", ids[i])?,
+            epoch: natural("epochs", epochs[i])?,
+            offset: small("offsets", offsets[i])?,
+            tokens: &tokens[ends[i]..ends[i + 1]],
+            log_probs: &log_probs[ends[i]..ends[i + 1]],
+            loss_mask: None,
+        });
+    }
+    Ok(chunks)
+}

@@ -1,0 +1,78 @@
+//! NumPy arrays over memory that Rust owns. The only `unsafe` of the bindings.
+//!
+//! # Design
+//!
+//! The buffers of a batch live in an [`Arc`]. Each batch that goes to Python has an owner object
+//! that holds one reference, and every array of the batch holds the owner. Buffers are reused only
+//! when no owner is left, so an array stays valid, and keeps its contents, for as long as anybody
+//! holds it, whatever becomes of the store.
+#![expect(unsafe_code, reason = "numpy arrays over memory that Rust owns")]
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k15_core::pack::Packed;
+use numpy::ndarray::ArrayViewMut1;
+use numpy::{Element, PyArray1};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// Keeps the memory of one batch alive for the arrays over it.
+#[pyclass(frozen, name = "_BatchMemory", module = "k15core._core")]
+struct Owner {
+    _buffers: Arc<Mutex<Packed>>,
+}
+
+/// Buffers that go round between the store and Python.
+#[derive(Default)]
+pub struct Pool {
+    buffers: Vec<Arc<Mutex<Packed>>>,
+}
+
+/// Sets of buffers that are kept for reuse: one that is trained on, one that is being filled.
+const KEPT: usize = 2;
+
+impl Pool {
+    /// Buffers that no array looks at.
+    pub fn take(&mut self) -> Arc<Mutex<Packed>> {
+        if let Some(free) = self.buffers.iter().find(|buffers| Arc::strong_count(buffers) == 1) {
+            return Arc::clone(free);
+        }
+        let fresh = Arc::new(Mutex::new(Packed::default()));
+        if self.buffers.len() >= KEPT {
+            self.buffers.remove(0);
+        }
+        self.buffers.push(Arc::clone(&fresh));
+        fresh
+    }
+}
+
+/// The arrays of a batch by name, over its buffers. Nobody fills the buffers while arrays look at
+/// them: [`Pool::take`] hands out only buffers without an owner.
+pub fn arrays<'py>(py: Python<'py>, buffers: Arc<Mutex<Packed>>) -> PyResult<Bound<'py, PyDict>> {
+    let owner = Bound::new(py, Owner { _buffers: Arc::clone(&buffers) })?.into_any();
+    let mut batch = buffers.lock().unwrap_or_else(PoisonError::into_inner);
+    let fields = PyDict::new(py);
+    fields.set_item("input_ids", view(&owner, batch.input_ids_mut()))?;
+    fields.set_item("position_ids", view(&owner, batch.position_ids_mut()))?;
+    fields.set_item("cu_seqlens", view(&owner, batch.cu_seqlens_mut()))?;
+    fields.set_item("max_seqlen", batch.max_seqlen())?;
+    fields.set_item("loss_mask", view(&owner, batch.loss_mask_mut()))?;
+    fields.set_item("rollout_log_probs", view(&owner, batch.rollout_log_probs_mut()))?;
+    fields.set_item("versions", view(&owner, batch.versions_mut()))?;
+    fields.set_item("rewards", view(&owner, batch.rewards_mut()))?;
+    fields.set_item("group_ids", view(&owner, batch.group_ids_mut()))?;
+    fields.set_item("trajectory_ids", view(&owner, batch.trajectory_ids_mut()))?;
+    fields.set_item("prompt_ids", view(&owner, batch.prompt_ids_mut()))?;
+    fields.set_item("prompt_lengths", view(&owner, batch.prompt_lengths_mut()))?;
+    fields.set_item("finish_reasons", view(&owner, batch.finish_reasons_mut()))?;
+    Ok(fields)
+}
+
+fn view<'py, T: Element>(owner: &Bound<'py, PyAny>, memory: &mut [T]) -> Bound<'py, PyArray1<T>> {
+    let memory = ArrayViewMut1::from(memory);
+    // SAFETY: the memory is a heap allocation of the `Packed` that `owner` keeps alive (its `Arc`),
+    // and `owner` becomes the array's base. It is neither moved nor freed nor written by Rust while
+    // an owner exists: vectors grow only in `Packed::begin`, which is called only on buffers from
+    // `Pool::take`, and those have no owner.
+    unsafe { PyArray1::borrow_from_array(&memory, owner.clone()) }
+}
