@@ -97,6 +97,9 @@ class Browser:
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self._read())
+        # Complaints and requests of the first painting come after the load event.
+        painted = "new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))"
+        self.call("Runtime.evaluate", expression=painted, awaitPromise=True)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""

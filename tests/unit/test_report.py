@@ -295,7 +295,13 @@ def oracle(text: str) -> tuple[int, int]:
     return best
 
 
-@given(st.text("ab", max_size=40) | st.text("ab ", max_size=9).map(lambda s: "xb" + s * 7))
+@given(
+    st.text("ab", max_size=40)
+    | st.tuples(st.text("abc", max_size=5), st.text("abc", min_size=6, max_size=9)).map(
+        lambda parts: parts[0] + 2 * parts[1]
+    )
+    | st.text("ab ", max_size=9).map(lambda s: "xb" + s * 7)
+)
 def test_a_loop_is_found_where_it_begins(text: str) -> None:
     assert loop_in(text) == oracle(text)
 
