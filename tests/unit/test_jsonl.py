@@ -218,6 +218,13 @@ def test_bytes_that_are_no_text_are_named(model: Path, write) -> None:
         JsonlTask(file, model)
 
 
+def test_the_last_match_of_the_pattern_is_the_answer(model: Path, write) -> None:
+    file = write([{"prompt": "q", "answer": "#### 1 no, #### 2"}])
+    for pattern in (r"####\s*(\d+)", r"(?<=#### )\d+"):
+        task = JsonlTask(file, model, answer_pattern=pattern, held_out_share=0)
+        assert task.prompts[0].answer == "2"
+
+
 def test_an_answer_without_the_pattern_is_named(model: Path, write) -> None:
     file = write([{"question": "q", "answer": "no marks"}])
     with pytest.raises(InvalidInputError, match="line 1: field 'answer' is 'no marks': expected a"):
