@@ -11,6 +11,8 @@ import json
 import os
 import statistics
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -101,18 +103,28 @@ def compare(
     return entries
 
 
-def peer_environment(name: str, requirements: list[str], *, no_deps: bool = False) -> Path:
-    """The Python of one peer's own environment, `.venv-bench-NAME`, made at its first use."""
+def peer_environment(
+    name: str, requirements: list[str], *, no_deps: bool = False, borrow: bool = False
+) -> Path:
+    """The Python of one peer's own environment, `.venv-bench-NAME`, made at its first use.
+
+    With `borrow`, packages that it lacks are taken from the environment that runs the bench: torch
+    need not be installed a second time.
+    """
     venv = Path(f".venv-bench-{name}").absolute()
     python, stamp = venv / "bin" / "python", venv / "requirements.txt"
-    wanted = "\n".join([*requirements, "--no-deps" if no_deps else ""])
+    flags = ["--no-deps"] * no_deps + ["borrow"] * borrow
+    wanted = "\n".join([*requirements, *flags])
     if not stamp.exists() or stamp.read_text() != wanted:
         install = [str(python), "-m", "pip", "install", "--quiet", *requirements]
         try:
-            subprocess.run(["python3", "-m", "venv", str(venv)], check=True)
+            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
             subprocess.run(install + ["--no-deps"] * no_deps, check=True)
         except subprocess.CalledProcessError as error:
             raise PeerUnavailableError(f"{' '.join(requirements)}: {error}") from error
+        if borrow:
+            own = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+            own.joinpath("borrowed.pth").write_text(sysconfig.get_path("purelib"))
         stamp.write_text(wanted)
     return python
 
