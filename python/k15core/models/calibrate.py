@@ -1,0 +1,95 @@
+"""Checks, on the machine at hand, what decode.py rests on: the same bits in any company.
+
+Products of random numbers are compared bit for bit between the sizes that generation will use. A
+library that switches to another kernel at some size sums in another order, and random numbers show
+it; sizes on the wrong side of such a switch are then not used.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from k15core.models.decode import ROW_MULTIPLE, Decoder, attend_rows, length_bias
+
+REFERENCE_ROWS = 256
+HEAD_ROWS = 4096
+"""Of a large vocabulary this many outputs stand for all."""
+
+
+@torch.inference_mode()
+def calibrate(decoder: Decoder) -> None:
+    """Raise `decoder.min_rows` and thin out `decoder.lengths` until results do not depend on them.
+
+    Warns where no row count up to REFERENCE_ROWS will do (seen with no CPU library so far): runs
+    then repeat exactly only in the same company.
+    """
+    generator = torch.Generator(decoder.device).manual_seed(0)
+    decoder.lengths = _lengths(decoder, generator)
+    reference = max(REFERENCE_ROWS, decoder.width(decoder.rows))
+    weights = {
+        w.shape: w
+        for w in (*_matrices(decoder), decoder.head[:HEAD_ROWS])
+        if w.dtype == decoder.head.dtype
+    }
+    least = max(_least_rows(w, decoder.min_rows, reference, generator) for w in weights.values())
+    if least > REFERENCE_ROWS:
+        warnings.warn(
+            f"matrix products of {REFERENCE_ROWS} rows or fewer depend on the number of rows here: "
+            "a resumed run may part from an uninterrupted one",
+            stacklevel=2,
+        )
+        return
+    decoder.min_rows = least
+
+
+def _matrices(decoder: Decoder) -> tuple[Tensor, ...]:
+    layer = decoder.layers[0]
+    return layer.qkv, layer.o, layer.gate_up, layer.down
+
+
+def _least_rows(weight: Tensor, least: int, reference: int, generator: torch.Generator) -> int:
+    """The least row count from which on the tried counts give the bits of `reference` rows."""
+    x = torch.randn(
+        reference, weight.shape[1], device=weight.device, dtype=weight.dtype, generator=generator
+    )
+    wanted = F.linear(x, weight)
+    near = {least + i * ROW_MULTIPLE for i in range(4)}
+    doubled = {least << i for i in range(8)}
+    for rows in sorted((near | doubled | {n + ROW_MULTIPLE for n in doubled}), reverse=True):
+        if rows <= reference:
+            order = torch.randperm(rows, device=x.device, generator=generator)
+            if not torch.equal(F.linear(x[order], weight), wanted[order]):
+                return rows + ROW_MULTIPLE
+    return least
+
+
+def _lengths(decoder: Decoder, generator: torch.Generator) -> list[int]:
+    """The padded lengths at which attention gives the bits of the longest."""
+    config, rows = decoder.config, 4
+    heads, D = config.num_key_value_heads, config.head_dim
+
+    def random(*shape: int) -> Tensor:
+        dtype = decoder.embedding.dtype
+        return torch.randn(shape, device=decoder.device, dtype=dtype, generator=generator)
+
+    q = random(rows, config.num_attention_heads, D)
+    keys, values = random(rows * heads, decoder.length, D), random(rows * heads, decoder.length, D)
+
+    def attention(n: int, positions: Tensor, length: int) -> Tensor:
+        bias = length_bias(positions[:n], length, heads, q.dtype)
+        out = q.new_empty(n, config.num_attention_heads * D)
+        attend_rows(q[:n], keys[: n * heads], values[: n * heads], bias, out=out)
+        return out
+
+    kept = []
+    for length in decoder.lengths:
+        steps = torch.linspace(0, length - 1, rows, device=decoder.device).long()
+        wanted = attention(rows, steps, decoder.length)
+        same = torch.equal(attention(rows, steps, length), wanted)
+        if same and torch.equal(attention(1, steps, length), wanted[:1]):
+            kept.append(length)
+    return kept or [decoder.length]
