@@ -49,6 +49,9 @@ class ModelSection(Section):
 
     directory: str | None = None
     new: dict[str, Any] | None = None
+    """config.json of a new model; vocabulary and end-of-sequence come from the task."""
+    init: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of `k15core.models.create.new_model`: standard deviations, gains."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> ModelSection:
@@ -125,7 +128,6 @@ class AlgorithmSection(Section):
 class TrainSection(Section):
     """The loop's sizes and the optimizer."""
 
-    trainer: Literal["torch"] = "torch"
     iterations: int = Field(ge=0)
     prompts: int = Field(ge=1)
     responses: int = Field(8, ge=2)
@@ -296,7 +298,9 @@ def settings_for(
             continue
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (_annotation(make, parameter), default)
-    model = create_model("Settings", __config__=STRICT, **fields)
+    # Types that YAML cannot hold (a device, a dtype) are checked as instances.
+    config = ConfigDict(**STRICT, arbitrary_types_allowed=True)
+    model = create_model("Settings", __config__=config, **fields)
     return {**validate(model, settings, what).model_dump(), **taken}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from k15core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 def make(what: str, table: Mapping[str, str], kind: str, settings: Mapping[str, object]) -> Any:
@@ -22,10 +22,7 @@ def make(what: str, table: Mapping[str, str], kind: str, settings: Mapping[str, 
     Raises InvalidInputError for a kind or a setting that does not exist, and for a required one
     that is missing; `what` names the thing in the message.
     """
-    if kind not in table:
-        raise InvalidInputError(f"{what} kind is {kind!r}: expected one of {', '.join(table)}")
-    module, name = table[kind].split(":")
-    cls = getattr(importlib.import_module(module), name)
+    cls = resolve(what, table, kind)
     parameters = inspect.signature(cls).parameters
     for setting in settings:
         if setting not in parameters:
@@ -35,3 +32,12 @@ def make(what: str, table: Mapping[str, str], kind: str, settings: Mapping[str, 
         if parameter.default is parameter.empty and setting not in settings:
             raise InvalidInputError(f"{what} {kind!r} needs the setting {setting!r}")
     return cls(**settings)
+
+
+def resolve(what: str, table: Mapping[str, str], kind: str) -> Callable[..., Any]:
+    """The class `table[kind]`, imported; InvalidInputError for a kind that does not exist."""
+    if kind not in table:
+        raise InvalidInputError(f"{what} kind is {kind!r}: expected one of {', '.join(table)}")
+    module, name = table[kind].split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found

@@ -179,10 +179,10 @@ class Store(Protocol):
         tokens: int | None = None,
         max_staleness: int,
         version: int,
-        strategy: str,
+        strategy: Literal["fifo", "uniform"],
         seed: int,
     ) -> PackedBatch:
-        """Take whole groups, by count or by token budget, no staler than `max_staleness` at `version`."""
+        """Take whole groups, by count or token budget, not staler than asked at `version`."""
         ...
 
     def mark(self, version: int) -> int:
@@ -350,6 +350,11 @@ class Tokenizer(Protocol):
     """Text to token ids and back. `save_pretrained` writes the Hugging Face files."""
 
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Text to token ids, without special tokens added."""

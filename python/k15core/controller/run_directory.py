@@ -33,7 +33,6 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.store = self.path / "store"
         self.rollouts_file = self.path / "rollouts.jsonl"
-        self.summary_file = self.path / "summary.json"
         self.model = self.path / "model"
 
     @classmethod

@@ -1,1 +1,8 @@
-"""Rollout engines behind one protocol, and partial rollouts over the store."""
+"""Rollout engines behind one protocol, and partial rollouts over the store.
+
+A new engine is a class that implements `k15core.types.RolloutEngine`, and a line in `ENGINES`.
+"""
+
+ENGINES = {
+    "embedded": "k15core.rollout.embedded:EmbeddedEngine",
+}

@@ -321,7 +321,7 @@ class EmbeddedEngine:
         return True
 
     def _choose_rows(self, streams: list[Stream]) -> list[int]:
-        """A free slot for each stream: one that holds its prompt if there is one, else the lowest."""
+        """A free slot for each stream: one that holds its prompt already, else the lowest."""
         free = dict.fromkeys(np.nonzero(~self._slots.active)[0].tolist())
         rows: list[int | None] = []
         for stream in streams:

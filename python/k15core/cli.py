@@ -1,0 +1,168 @@
+"""The command `k15`: train by a recipe, look at runs, import models.
+
+Heavy packages are imported by the command that needs them, after the environment is set for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from k15core.errors import Error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXAMPLES = """examples:
+  k15 train recipes/doors.yaml                  run a recipe; the report lies in runs/doors/
+  k15 train recipes/doors.yaml --seed 1 --set train.iterations=60 --name short
+  k15 train recipes/doors.yaml --dry-run        print the resolved recipe and stop
+  k15 train --resume runs/doors                 go on where a run was stopped, or killed
+  k15 report runs/doors                         make the HTML report anew
+  k15 compare runs/doors runs/short             overlay runs in one page
+  k15 model import smollm2.gguf models/smollm2  a GGUF file as a Hugging Face directory
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="k15",
+        description="Reinforcement learning of reasoning LLMs by the Kimi k1.5 recipe.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="run a recipe, or go on with a run",
+        description="Run a recipe: supervised warm-up, then RL with partial rollouts. Everything "
+        "that a run needs is in its recipe; what it leaves is in RUNS/NAME.",
+    )
+    train.add_argument("recipe", nargs="?", help="a YAML file; see recipes/")
+    train.add_argument("--resume", metavar="RUN", help="a run's directory to go on with")
+    train.add_argument("--name", help="the run's name (the recipe's, if not given)")
+    train.add_argument("--seed", type=int, help="another seed than the recipe's")
+    train.add_argument(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change one value of the recipe (YAML); may be given again",
+    )
+    train.add_argument("--runs", default="runs", help="where runs lie (default: runs)")
+    train.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    train.set_defaults(command=_train)
+
+    report = commands.add_parser("report", help="make a run's HTML report")
+    report.add_argument("run", help="a run's directory")
+    report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="overlay runs in one HTML page")
+    compare.add_argument("runs", nargs="+", metavar="run", help="run directories")
+    compare.set_defaults(command=_compare)
+
+    model = commands.add_parser("model", help="models: import other formats")
+    actions = model.add_subparsers(required=True, metavar="ACTION")
+    importing = actions.add_parser("import", help="turn a GGUF file into a Hugging Face directory")
+    importing.add_argument("source", help="a .gguf file")
+    importing.add_argument("target", help="the directory to make")
+    importing.set_defaults(command=_model_import)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if all is well, 2 for what the user can mend, 130 if interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except Error as error:
+        print(f"k15: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"k15: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _train(options: argparse.Namespace) -> int:
+    from k15core.config import dump, load_recipe
+    from k15core.errors import InvalidInputError
+
+    if (options.recipe is None) == (options.resume is None):
+        raise InvalidInputError("k15 train: expected either a recipe file or --resume RUN")
+    if options.resume and (options.overrides or options.name or options.seed is not None):
+        raise InvalidInputError(
+            "--resume takes the run's own recipe: expected no --set, --name or --seed beside it"
+        )
+    if options.resume is None:
+        overrides = list(options.overrides)
+        if options.name is not None:
+            overrides.append(f"name={options.name}")
+        if options.seed is not None:
+            overrides.append(f"seed={options.seed}")
+        recipe = load_recipe(options.recipe, overrides)
+        if options.dry_run:
+            print(dump(recipe), end="")
+            return 0
+    _quiet_threads()
+    from k15core.controller.loop import run_recipe
+    from k15core.controller.run_directory import RunDirectory
+    from k15core.report.summary import before_after_table, write_summary
+
+    if options.resume is None:
+        run = RunDirectory.create(
+            Path(options.runs) / recipe.name, recipe, overwrite=options.overwrite
+        )
+    else:
+        run, recipe = RunDirectory.open(options.resume)
+    try:
+        page = run_recipe(recipe, run)
+    except KeyboardInterrupt:
+        print(f"\nstopped. Go on with: k15 train --resume {run.path}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    print(before_after_table(write_summary(run.path)))
+    print(f"report: {page}")
+    return 0
+
+
+def _quiet_threads() -> None:
+    """Before torch is loaded: OpenMP threads that wait must not spin for long.
+
+    With a busy neighbour on the machine, spinning makes a step of two threads many times slower.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from k15core.report.html import write_report
+
+    print(f"report: {write_report(options.run)}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from k15core.report.compare import write_comparison
+
+    print(f"comparison: {write_comparison(options.runs)}")
+    return 0
+
+
+def _model_import(options: argparse.Namespace) -> int:
+    from k15core.models.gguf import import_gguf
+
+    import_gguf(options.source, options.target, progress=print)
+    print(f"model: {options.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
