@@ -136,14 +136,20 @@ def test_what_write_returned_from_survives_kill_9(tmp_path: Path) -> None:
 
 
 def test_seconds_go_on_after_a_resume(tmp_path: Path) -> None:
-    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+    now = 5000.0
+    with MetricsWriter(tmp_path, tensorboard=False, clock=lambda: now) as metrics:
         metrics.write("run", name="r", seed=0)
-        metrics.write("event", iteration=1, text="late", seconds=1000.0)
-    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+        now += 1000
+        metrics.write("event", iteration=1, text="late", seconds=3.0)
+    now = 77.0
+    with MetricsWriter(tmp_path, tensorboard=False, clock=lambda: now) as metrics:
+        now += 10
         metrics.write("event", iteration=2, text="later")
-    seconds = read_metrics(tmp_path).seconds()
-    assert seconds is not None
-    assert 1000 <= seconds < 1100
+        assert read_metrics(tmp_path).seconds() == 1010.0
+        metrics.rewind(1)
+        now += 1
+        metrics.write("event", iteration=2, text="again")
+    assert [r["seconds"] for r in read_metrics(tmp_path).events] == [1000.0, 1001.0]
 
 
 def test_the_later_of_two_lines_counts(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ from k15core.report.summary import before_after_table, summarize, write_summary
 
 def a_run(directory: Path, *, length_reward_from: int | None, iterations: int = 6) -> Path:
     """Held-out evaluations at 0, 2, 4, 6; the length peaks at 2, `caught` at 4."""
-    with MetricsWriter(directory, tensorboard=False) as metrics:
+    now = 0.0
+    with MetricsWriter(directory, tensorboard=False, clock=lambda: now) as metrics:
         metrics.write("run", name="r", seed=5, length_reward_from=length_reward_from)
-        metrics.write("sft", stage="s", step=1, steps=1, seconds=10.0)
+        now = 10.0
+        metrics.write("sft", stage="s", step=1, steps=1)
         for i in range(iterations + 1):
+            now = 10.0 + i
             if i:
                 metrics.write(
                     "iteration",
@@ -26,8 +29,8 @@ def a_run(directory: Path, *, length_reward_from: int | None, iterations: int = 
                     repeats_stopped=1,
                     staleness_max=i % 4,
                     phase_seconds={"rollout": 0.5, "train": 0.25},
-                    seconds=10.0 + i,
                 )
+            now = 10.5 + i
             if i % 2 == 0:
                 metrics.write(
                     "evaluation",
@@ -37,11 +40,10 @@ def a_run(directory: Path, *, length_reward_from: int | None, iterations: int = 
                     pass_rate=[0.25, 0.5, 0.75, 0.875][i // 2],
                     mean_length=[8.0, 32.0, 16.0, 64.0][i // 2],
                     behaviour={"caught": [0.125, 0.5, 0.625, 0.75][i // 2]},
-                    seconds=10.5 + i,
                 )
-        metrics.write("evaluation", iteration=0, label="greedy", pass_rate=0.1, seconds=0)
-        metrics.write("evaluation", iteration=6, label="greedy", pass_rate=0.9, seconds=0)
-        metrics.write("evaluation", iteration=0, label="greedy_forced", pass_rate=1.0, seconds=0)
+        metrics.write("evaluation", iteration=0, label="greedy", pass_rate=0.1)
+        metrics.write("evaluation", iteration=6, label="greedy", pass_rate=0.9)
+        metrics.write("evaluation", iteration=0, label="greedy_forced", pass_rate=1.0)
     return directory
 
 

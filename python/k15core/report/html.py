@@ -172,6 +172,7 @@ def _plots(metrics: Metrics) -> dict[str, Plot]:
         "repeats": plot(lambda width: plots_system.repeats(metrics, width), FULL),
         "gradient": line("gradient_norm", "norm", "one"),
         "kl": line("kl", "KL", "two"),
+        "entropy": line("entropy", "nats a token", "five"),
         "loss": line("loss", "loss", "four"),
         "sft": half(plots_system.sft),
     }

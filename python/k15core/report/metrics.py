@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,14 +59,20 @@ class MetricsWriter:
     """Appends lines to metrics.jsonl of a run directory, and scalars to tensorboard/ beside it.
 
     An existing file is continued: a torn last line is dropped. Every line gets `seconds`, the
-    wall-clock seconds that the run has taken so far; time between a crash and the resume does not
-    count. A context manager; `close` ends it.
+    wall-clock seconds that the run has taken so far, by `clock`; time between a crash and the
+    resume does not count. A context manager; `close` ends it.
 
     Raises StorageError where the operating system refuses to write; the file then ends in its last
     whole line.
     """
 
-    def __init__(self, run_directory: str | Path, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        run_directory: str | Path,
+        tensorboard: bool = True,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = Path(run_directory) / METRICS_FILE
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +83,8 @@ class MetricsWriter:
             raise StorageError(
                 f"{self.path}: cannot write metrics there: {error.strerror}"
             ) from None
-        self._start = time.monotonic() - _last_seconds(lines)
+        self._clock = clock
+        self._start = clock() - _last_seconds(lines)
         self._scalars = ScalarFiles(self.path.parent / "tensorboard") if tensorboard else None
 
     def __enter__(self) -> MetricsWriter:
@@ -95,14 +102,15 @@ class MetricsWriter:
         """Append one line of the given kind, flushed to the operating system before it returns.
 
         Numbers, strings, None, mappings, sequences, paths, numpy scalars and arrays are accepted; a
-        number that is not finite is written as null.
+        number that is not finite is written as null. `seconds` is the writer's own: a field of that
+        name is replaced.
 
         Raises InvalidInputError for a kind that does not exist, a required field that is missing or
         of a wrong type, and a value that JSON cannot hold.
         """
         record: Record = {"kind": kind}
         record |= {name: plain(name, value) for name, value in fields.items()}
-        record.setdefault("seconds", round(time.monotonic() - self._start, 3))
+        record["seconds"] = round(self._clock() - self._start, 3)
         fault = fault_of(record)
         if fault:
             raise InvalidInputError(fault)
@@ -145,7 +153,7 @@ class MetricsWriter:
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise StorageError(f"{self.path}: cannot rewind: {error.strerror}") from None
-        self._start = time.monotonic() - _last_seconds(kept)
+        self._start = self._clock() - _last_seconds(kept)
         if self._scalars is not None:
             self._scalars.erase()
             for record in records:

@@ -6,6 +6,7 @@ A figure returns SVG, or None where the run has no data for it.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -43,7 +44,10 @@ def story_charts(metrics: Metrics, width: float) -> list[Chart]:
     top = _pass_rate(metrics, width, 190 if narrow else 250, right)
     trained, tested = points(metrics.iterations, "mean_length"), points(held_out, "mean_length")
     edges = _quantiles(metrics.iterations)
+    # A few iterations of loops must not press the story flat: the band may leave the plot.
     high = 1.3 * (largest(trained, tested) or 1.0)
+    if edges:
+        high = max(high, 1.05 * statistics.median(top for _, _, top in edges))
     below = Chart(width, 186 if narrow else 240, span(metrics), (0, high), right=right, bottom=40)
     mark_length_reward(below, metrics)
     below.axes("iteration", "tokens a response")

@@ -26,6 +26,7 @@ def story(metrics: Metrics, summary: Mapping[str, Any]) -> list[str]:
             (
                 _start(first),
                 _growth(summary, first, early[-1] if early else first, best),
+                _dip(early),
                 _length_reward(summary, early[-1] if early else first, last),
                 _unfinished(metrics),
             ),
@@ -57,12 +58,20 @@ def limits(summary: Mapping[str, Any]) -> list[str]:
         )
     rate, prompts = summary.get("held_out_after"), summary.get("held_out_prompts")
     if rate is not None and prompts and prompts > 0:
-        error = math.sqrt(max(rate * (1 - rate), 0.0) / prompts)
+        error = _standard_error({"pass_rate": rate, "prompts": prompts})
         said.append(
             f"This is one run with one seed; on {prompts:,} prompts the last pass rate has a "
             f"standard error of {100 * error:.1f} points."
         )
     return said
+
+
+def _standard_error(evaluation: Record) -> float:
+    """One binomial standard error of a pass rate; 0 where the prompts were not counted."""
+    rate, prompts = number(evaluation, "pass_rate"), number(evaluation, "prompts")
+    if rate is None or not prompts or prompts <= 0:
+        return 0.0
+    return math.sqrt(max(rate * (1 - rate), 0.0) / prompts)
 
 
 def _start(first: Record) -> str:
@@ -83,8 +92,15 @@ def _growth(summary: Mapping[str, Any], first: Record, moment: Record, best: Rec
     if rate is None or moment is first:
         return ""
     began = number(first, "pass_rate") or 0.0
-    verb = "raises" if rate > began else "moves"
-    said = f"RL {verb} the pass rate to {percent(rate)} by iteration {moment['iteration']}"
+    noise = math.hypot(_standard_error(first), _standard_error(moment))
+    if abs(rate - began) <= 2 * noise:
+        said = (
+            f"At iteration {moment['iteration']} it is {percent(rate)}, a change not beyond the "
+            "noise of the measurement"
+        )
+    else:
+        verb = "raises" if rate > began else "lowers"
+        said = f"RL {verb} the pass rate to {percent(rate)} by iteration {moment['iteration']}"
     start = summary.get("length_sft")
     if peak is not None and start:
         if peak > 1.2 * start:
@@ -103,6 +119,22 @@ def _growth(summary: Mapping[str, Any], first: Record, moment: Record, best: Rec
             f"reading puts right from {percent(c or 0)} to {percent(d or 0)}"
         )
     return said + "."
+
+
+def _dip(early: list[Record]) -> str:
+    """That the pass rate had been higher before, where that is beyond noise."""
+    if not early:
+        return ""
+    last = early[-1]
+    top = max(early, key=lambda e: number(e, "pass_rate") or 0.0)
+    high, now = number(top, "pass_rate"), number(last, "pass_rate")
+    noise = math.hypot(_standard_error(top), _standard_error(last))
+    if high is None or now is None or high - now <= 3 * noise:
+        return ""
+    return (
+        f"It had been higher: {percent(high)} at iteration {top['iteration']}, before a setback "
+        "that the curves show."
+    )
 
 
 def _length_reward(summary: Mapping[str, Any], moment: Record, last: Record) -> str:

@@ -17,6 +17,8 @@ _PHASE_OF = {
     "groups_trained": "train",
     "groups_skipped": "train",
     "version": "train",
+    "entropy": "train",
+    "drift": "train",
 }
 
 
