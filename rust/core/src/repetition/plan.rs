@@ -1,6 +1,7 @@
 //! When to look for what: the schedule of the checks, worked out once from the settings.
 
 use super::settings::Settings;
+use super::tail::ANCHOR;
 
 /// A tail of least length T is looked for every T / `LATENESS` tokens or more often, so that it is
 /// found before it is T · (1 + 1 / `LATENESS`) long.
@@ -26,6 +27,8 @@ pub(super) struct Plan {
     due: Vec<usize>,
     /// Nothing is due unless the count of tokens has these bits clear.
     pub mask: usize,
+    /// How many tokens every loop has beyond its first copy, up to as many as are of use.
+    pub anchor: usize,
     /// How many of the latest tokens must be kept.
     pub keep: usize,
 }
@@ -64,7 +67,9 @@ impl Plan {
             .map(|zeros| windows.iter().take_while(|window| every(window) <= 1 << zeros).count())
             .collect();
         let smallest = windows.first().map_or(interval(1), |window| every(window).min(interval(1)));
-        Self { reach, windows, due, mask: smallest - 1, keep }
+        let beyond = (1..=settings.max_period).map(|period| settings.least_tail(period) - period);
+        let anchor = beyond.fold(ANCHOR, usize::min);
+        Self { reach, windows, due, mask: smallest - 1, anchor, keep }
     }
 
     /// The largest period to look for after `count` tokens; 0 for none.

@@ -62,7 +62,7 @@ impl Stream {
         let mut exact = |reach| {
             let least = |period| settings.least_tail(period);
             let Tail { period, length } =
-                smallest_period(&self.tokens, reach, least, &mut scratch.agreements)?;
+                smallest_period(&self.tokens, reach, plan.anchor, least, &mut scratch.agreements)?;
             Some(Loop { start: count - length, period, covered: length, kind: Kind::Exact })
         };
         if let Some(found) = exact(plan.reach(count)) {

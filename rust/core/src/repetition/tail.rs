@@ -7,6 +7,9 @@
 //! How far they agree, for every p in turn, is the Z function (Gusfield 1997, section 1.3), which
 //! costs time linear in the largest p plus the longest agreement: no text is a bad case, be it one
 //! repeated token, a Fibonacci word or a table of nearly equal rows.
+//!
+//! Agreements that are too short to be of use count as none. So the places where one begins are found
+//! by comparing many places at a time with the last few tokens, without a branch for each.
 
 /// Tokens compared at a time; a multiple of any vector width in use.
 const LANES: usize = 16;
@@ -18,16 +21,23 @@ pub(super) struct Tail {
     pub length: usize,
 }
 
+/// The least agreement worth noting, where the settings allow it: long enough that even text over two
+/// symbols rarely agrees so far by chance.
+pub(super) const ANCHOR: usize = 8;
+
 /// The smallest period up to `reach` with a tail at least as long as `least_tail` asks for it.
 ///
-/// `agreements` is scratch, of any content. `least_tail(p)` must be at least 2 p.
+/// `least_tail(p)` must be at least 2 p and at least p + `anchor`, for an `anchor` of 1 to
+/// [`ANCHOR`]. `agreements` is scratch, of any content.
 pub(super) fn smallest_period(
     tokens: &[i32],
     reach: usize,
+    anchor: usize,
     least_tail: impl Fn(usize) -> usize,
     agreements: &mut Vec<usize>,
 ) -> Option<Tail> {
-    let reach = reach.min(tokens.len() / 2);
+    // Of the tails that are long enough for their period, none has a longer period than this.
+    let reach = reach.min(tokens.len() / 2).min(tokens.len().saturating_sub(anchor));
     if agreements.len() <= reach {
         agreements.resize(reach + 1, 0);
     }
@@ -35,15 +45,16 @@ pub(super) fn smallest_period(
     let (mut left, mut right) = (0, 0);
     let mut period = 1;
     while period <= reach {
-        let agreement = if period >= right {
-            let next = next_match(tokens, period, reach);
+        let agreement = if period + anchor > right {
+            let next = next_anchor(tokens, period, reach, anchor);
             agreements[period..next.min(reach + 1)].fill(0);
             period = next;
             if period > reach {
                 return None;
             }
-            agree(tokens, period, 1)
+            agree(tokens, period, anchor)
         } else {
+            // The text around here equals the text at the end, for which the answer is known.
             let known = agreements[period - left].min(right - period);
             if period + known < right { known } else { agree(tokens, period, known) }
         };
@@ -59,18 +70,33 @@ pub(super) fn smallest_period(
     None
 }
 
-/// The first period from `period` on whose token that many places back equals the last one;
-/// anything above `reach` if there is none up to there.
-fn next_match(tokens: &[i32], period: usize, reach: usize) -> usize {
-    let last = tokens[tokens.len() - 1];
-    let mut searched = &tokens[tokens.len() - 1 - reach..tokens.len() - period];
-    while let Some((rest, chunk)) = searched.split_last_chunk::<LANES>() {
-        if chunk.iter().fold(false, |any, &token| any | (token == last)) {
-            break;
+/// The first period from `period` on with an agreement of at least `anchor`; `reach` + 1 if there is
+/// none up to `reach`.
+fn next_anchor(tokens: &[i32], period: usize, reach: usize, anchor: usize) -> usize {
+    let (rest, last) = tokens.split_at(tokens.len() - anchor);
+    // A period p is a place `rest.len() - p` where the last tokens may stand, too.
+    let (mut end, first) = (rest.len() - period + 1, rest.len() - reach);
+    while end - first >= LANES {
+        let places = end - LANES;
+        // Bits in which the tokens at each place differ from the last ones. On most texts the first
+        // token tells already that there is no place here.
+        let mut differences = [0; LANES];
+        for (offset, token) in last.iter().enumerate() {
+            let chunk = &tokens[places + offset..places + offset + LANES];
+            for (difference, other) in differences.iter_mut().zip(chunk) {
+                *difference |= token ^ other;
+            }
+            if offset % 4 == 0 && !differences.iter().fold(false, |any, &bits| any | (bits == 0)) {
+                break;
+            }
         }
-        searched = rest;
+        if let Some(lane) = differences.iter().rposition(|&bits| bits == 0) {
+            return rest.len() - places - lane;
+        }
+        end = places;
     }
-    searched.iter().rposition(|&token| token == last).map_or(reach + 1, |at| reach - at)
+    let place = (first..end).rev().find(|&place| tokens[place..place + anchor] == *last);
+    place.map_or(reach + 1, |place| rest.len() - place)
 }
 
 /// Over how many tokens, counted from the end, the tokens and the tokens without their last `period`
@@ -110,7 +136,7 @@ mod tests {
         fn equals_comparing_each_period_by_hand(
             prefix in prop::collection::vec(0..3, 0..60),
             unit in prop::collection::vec(0..3, 1..40),
-            copies in 1usize..8,
+            copies in 1usize..12,
             change in prop::option::of((0usize..300, 0..3)),
             reach in 1usize..60,
             (repeats, covered) in (2usize..5, 2usize..90),
@@ -124,16 +150,19 @@ mod tests {
                 tokens[at] = token;
             }
             let least = |period: usize| (repeats * period).max(covered);
-            let mut scratch = vec![7; 3];
-            let found = smallest_period(&tokens, reach, least, &mut scratch);
-            prop_assert_eq!(found, naive(&tokens, reach, least));
+            let shortest = (1..=reach).map(|period| least(period) - period).min();
+            for anchor in 1..=shortest.map_or(1, |shortest| shortest.min(ANCHOR)) {
+                let mut scratch = vec![7; 3];
+                let found = smallest_period(&tokens, reach, anchor, least, &mut scratch);
+                prop_assert_eq!(found, naive(&tokens, reach, least), "anchor {}", anchor);
+            }
         }
     }
 
     #[test]
     fn fewer_than_two_tokens_have_no_period() {
         for tokens in [&[][..], &[5]] {
-            assert_eq!(smallest_period(tokens, 10, |_| 2, &mut Vec::new()), None);
+            assert_eq!(smallest_period(tokens, 10, 1, |_| 2, &mut Vec::new()), None);
         }
     }
 }
