@@ -16,9 +16,10 @@ RUN = """
 import sys
 from k15core.report.live import LiveDisplay
 with LiveDisplay("r", 12, length_reward_from=7, every=5) as live:
+    live.phase("sft")
     for stage in ("textbook", "mixed"):
-        for step in (5, 10):
-            live.sft({"stage": stage, "step": step, "steps": 10, "loss": 0.25,
+        for step in (5, 10, 15):
+            live.sft({"stage": stage, "step": step, "steps": max(10, step), "loss": 0.25,
                       "tokens_per_second": 12345.0, "probe": {"misread": 0.125}})
     live.evaluation({"iteration": 0, "label": "held_out", "pass_rate": 0.375, "mean_length": 7.0})
     for i in range(1, 13):
@@ -35,9 +36,9 @@ with LiveDisplay("r", 12, length_reward_from=7, every=5) as live:
 
 LINES = """\
 SFT, textbook: 10 steps
-SFT, textbook: done, loss 0.250, misread 0.125, tok/s 12,345
+SFT, textbook: done after 15 steps, loss 0.250, misread 0.125, tok/s 12,345
 SFT, mixed: 10 steps
-SFT, mixed: done, loss 0.250, misread 0.125, tok/s 12,345
+SFT, mixed: done after 15 steps, loss 0.250, misread 0.125, tok/s 12,345
 held out, after SFT: pass rate 0.375, length 7.0
 iteration 5/12: pass rate 0.417, length 9.5, tok/s 20,000, resumed 4, repeats stopped 5, \
 staleness 0.50, 0:00 left

@@ -81,7 +81,8 @@ class LiveDisplay:
     def phase(self, name: str) -> None:
         """Say what the run does now: rollout, reward, train, handover, evaluate, checkpoint."""
         self._phase = name
-        self._begin_timing()
+        if name != "sft":
+            self._begin_timing()
 
     def event(self, text: str) -> None:
         """Print a line that stays."""
@@ -93,26 +94,18 @@ class LiveDisplay:
 
     def sft(self, record: Record) -> None:
         """Take in a record of supervised fine-tuning."""
-        stage, step, steps = record.get("stage"), record.get("step"), record.get("steps")
+        stage = str(record.get("stage"))
         if stage != self._stage:
-            self._stage = str(stage)
+            self._end_stage()
+            self._stage = stage
             self._times.clear()
-            self.event(f"SFT, {stage}: {steps} steps")
+            self.event(f"SFT, {stage}: {record.get('steps')} steps")
         self._sft = record
-        self._times.append((int(step or 0), self._clock()))
-        if step == steps:
-            probe = record.get("probe") or {}
-            figures = [
-                _figure("loss", number(record, "loss"), ".3f"),
-                *(_figure(name, number(probe, name), ".3f") for name in probe),
-                _figure("tok/s", number(record, "tokens_per_second"), ",.0f"),
-            ]
-            self.event(f"SFT, {stage}: done, " + ", ".join(filter(None, figures)))
+        self._times.append((int(record.get("step") or 0), self._clock()))
 
     def iteration(self, record: Record) -> None:
         """Take in a record of one iteration."""
         i = int(record["iteration"])
-        self._stage = None
         self._begin_timing()
         self._times.append((i, self._clock()))
         self._last = record
@@ -134,6 +127,7 @@ class LiveDisplay:
 
     def evaluation(self, record: Record) -> None:
         """Take in an evaluation; the greedy controls get a line only before and after RL."""
+        self._begin_timing()
         i, label = int(record["iteration"]), str(record["label"])
         if label == "held_out":
             self._held_out = record
@@ -152,12 +146,26 @@ class LiveDisplay:
             ]
         self.event(", ".join(filter(None, figures)))
 
+    def _end_stage(self) -> None:
+        """Tell how a stage of SFT ended. A stage may go on beyond the steps it announced."""
+        if not self._sft:
+            return
+        probe = self._sft.get("probe") or {}
+        figures = [
+            _figure("loss", number(self._sft, "loss"), ".3f"),
+            *(_figure(name.replace("_", " "), number(probe, name), ".3f") for name in probe),
+            _figure("tok/s", number(self._sft, "tokens_per_second"), ",.0f"),
+        ]
+        told = ", ".join(filter(None, figures))
+        self.event(f"SFT, {self._stage}: done after {self._sft.get('step')} steps, {told}")
+        self._sft, self._stage = {}, None
+
     def _begin_timing(self) -> None:
         """From the first phase after SFT on, time is counted in iterations."""
-        if self._sft and self._sft.get("step") == self._sft.get("steps"):
-            self._sft = {}
+        if self._stage is not None:
+            self._end_stage()
             self._times.clear()
-        if not self._times and not self._sft:
+        if not self._times:
             self._times.append((int(self._last.get("iteration", 0)), self._clock()))
 
     def _seconds_left(self) -> float | None:
