@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class JsonlTask:
         held_out_limit: int | None = None,
         max_prompt_tokens: int | None = None,
         max_demonstration_tokens: int | None = None,
-        on_broken: str = "refuse",
+        on_broken: Literal["refuse", "skip"] = "refuse",
     ) -> None:
         if "{prompt}" not in template:
             raise InvalidInputError(f"template is {template!r}: expected it to hold {{prompt}}")
