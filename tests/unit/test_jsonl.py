@@ -225,6 +225,21 @@ def test_the_last_match_of_the_pattern_is_the_answer(model: Path, write) -> None
         assert task.prompts[0].answer == "2"
 
 
+def test_difficulties_can_be_counted_and_bounded(model: Path, write) -> None:
+    steps = [0, 3, 1, 2]
+    rows = [{"prompt": f"{n} steps", "answer": "<<1=1>>" * n + "1"} for n in steps]
+    file = write([*rows, {"prompt": "labelled", "answer": "<<", "difficulty": 0.5}])
+    task = JsonlTask(file, model, difficulty_pattern="<<", held_out_share=0)
+    assert [p.difficulty for p in task.prompts] == [0.0, 3.0, 1.0, 2.0, 0.5]
+    easy = JsonlTask(
+        file, model, difficulty_pattern="<<", max_difficulty=1, held_out_path=write(rows, "test")
+    )
+    assert [text(easy, p) for p in easy.held_out] == ["0 steps", "1 steps"]
+    assert [text(easy, p) for p in easy.prompts] == ["labelled"]
+    unlabelled = JsonlTask(file, model, max_difficulty=1, held_out_share=0)
+    assert len(unlabelled.prompts) == 5
+
+
 def test_an_answer_without_the_pattern_is_named(model: Path, write) -> None:
     file = write([{"question": "q", "answer": "no marks"}])
     with pytest.raises(InvalidInputError, match="line 1: field 'answer' is 'no marks': expected a"):

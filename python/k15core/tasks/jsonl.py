@@ -3,7 +3,8 @@ r"""Any file of problems as a task for a pretrained model: one JSON object a lin
 GSM8K, for example, has `question` and `answer`, a worked solution that ends in `#### 72`:
 
     JsonlTask(path="gsm8k/train.jsonl", model="models/smollm2", prompt_field="question",
-              answer_pattern=r"####\s*(.+)", response_field="answer", chat=True)
+              answer_pattern=r"####\s*(.+)", response_field="answer", chat=True,
+              difficulty_pattern="<<")  # a calculator annotation a step
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ class JsonlTask:
 
     **Lines.** `prompt_field`, `answer_field`, `tags_field` (a list, optional), `difficulty_field`
     (a number, optional), `response_field` (a demonstration; None if there are none) name the
-    fields; `answer_pattern` and `response_remove` are regular expressions, see `records.Fields`. A
-    broken line is refused with file and line number, or with `on_broken="skip"` left out, logged,
-    and named in `skipped`.
+    fields; `answer_pattern`, `response_remove` and `difficulty_pattern` are regular expressions,
+    see `records.Fields`. A broken line is refused with file and line number, or with
+    `on_broken="skip"` left out, logged, and named in `skipped`.
 
     **Prompts.** `template` holds `{prompt}`; with `chat` it becomes the user's message in the
     model's chat template, after the message `system` if given. Prompts of more than
-    `max_prompt_tokens` are left out and counted in `too_long`.
+    `max_prompt_tokens` are left out and counted in `too_long`, those of a difficulty above
+    `max_difficulty` are left out on both sides.
 
     **Held out.** The lines of `held_out_path`; or, without it, `held_out_share` of the problems, by
     a hash of `seed` and the problem's text, so that the same text never stands on both sides and
@@ -67,6 +69,7 @@ class JsonlTask:
         response_field: str | None = None,
         answer_pattern: str | None = None,
         response_remove: str | None = None,
+        difficulty_pattern: str | None = None,
         template: str = "{prompt}",
         chat: bool = False,
         system: str | None = None,
@@ -74,6 +77,7 @@ class JsonlTask:
         held_out_share: float = 0.1,
         limit: int | None = None,
         held_out_limit: int | None = None,
+        max_difficulty: float | None = None,
         max_prompt_tokens: int | None = None,
         max_demonstration_tokens: int | None = None,
         on_broken: Literal["refuse", "skip"] = "refuse",
@@ -87,6 +91,7 @@ class JsonlTask:
         if on_broken not in ("refuse", "skip"):
             raise InvalidInputError(f"on_broken is {on_broken!r}: expected refuse or skip")
         self._seed, self._template, self._chat, self._system = seed, template, chat, system
+        self._max_difficulty = max_difficulty
         fields = Fields(
             prompt_field,
             answer_field,
@@ -95,6 +100,7 @@ class JsonlTask:
             response_field,
             pattern("answer_pattern", answer_pattern),
             pattern("response_remove", response_remove),
+            pattern("difficulty_pattern", difficulty_pattern),
         )
         self._directory = DirectoryTokenizer(model)
         self.tokenizer = self._directory
@@ -155,7 +161,12 @@ class JsonlTask:
         for message in skipped:
             _log.warning("skipped: %s", message)
         self.skipped += skipped
-        return records
+        return [r for r in records if not self._too_hard(r)]
+
+    def _too_hard(self, record: Record) -> bool:
+        if self._max_difficulty is None or record.difficulty is None:
+            return False
+        return record.difficulty > self._max_difficulty
 
     def _is_held_out(self, record: Record, share: float) -> bool:
         text = f"{self._seed}/{record.prompt}".encode()

@@ -32,7 +32,8 @@ class Fields:
 
     `answer_pattern` is searched in the answer field, its last match counts, and its first group
     (the whole match where it has none) is the answer. What matches `response_remove` is cut from
-    the response. A line may lack tags and difficulty, nothing else.
+    the response. A line may lack tags and difficulty, nothing else; one without a difficulty has
+    the number of matches of `difficulty_pattern` in its answer field, where that is set.
     """
 
     prompt: str = "prompt"
@@ -42,6 +43,7 @@ class Fields:
     response: str | None = None
     answer_pattern: re.Pattern[str] | None = None
     response_remove: re.Pattern[str] | None = None
+    difficulty_pattern: re.Pattern[str] | None = None
 
     def record(self, line: str) -> Record:
         """The record that a line holds. Raises ValueError with what was expected of it."""
@@ -58,11 +60,22 @@ class Fields:
                 response = self.response_remove.sub("", response)
         return Record(
             prompt=_text(row, self.prompt),
-            answer=self._answer(row),
+            answer=self._answer(row),  # before the difficulty, which may count in its field
             tags=_tags(row, self.tags),
-            difficulty=_difficulty(row, self.difficulty),
+            difficulty=self._difficulty(row),
             response=response,
         )
+
+    def _difficulty(self, row: Mapping[str, Any]) -> float | None:
+        value = row.get(self.difficulty)
+        if value is None:
+            if self.difficulty_pattern is None:
+                return None
+            return float(len(self.difficulty_pattern.findall(str(row[self.answer]))))
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
+            raise ValueError(f"field {self.difficulty!r} is {_short(value)}: expected a number")
+        return float(value)
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         value = row.get(self.answer)
@@ -133,15 +146,6 @@ def _tags(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
         raise ValueError(f"field {field!r} is {_short(value)}: expected a list of texts")
     return tuple(value)
-
-
-def _difficulty(row: Mapping[str, Any], field: str) -> float | None:
-    value = row.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"field {field!r} is {_short(value)}: expected a number")
-    return float(value)
 
 
 def _short(value: object) -> str:
