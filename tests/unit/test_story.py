@@ -49,10 +49,10 @@ def test_a_whole_story(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rates", "words"),
     [
-        ([0.30, 0.32], "it is 32 %, a change not beyond the noise"),
+        ([0.30, 0.32], "the pass rate is 32 %, a change not beyond the noise"),
         ([0.30, 0.20], "RL lowers the pass rate to 20 %"),
         ([0.30, 0.45], "RL raises the pass rate to 45 %"),
-        ([0.031, 0.034], "it is 3.4 %, a change not beyond the noise"),
+        ([0.031, 0.034], "the pass rate is 3.4 %, a change not beyond the noise"),
     ],
 )
 def test_a_change_is_claimed_only_beyond_the_noise(
@@ -65,7 +65,7 @@ def test_a_change_is_claimed_only_beyond_the_noise(
 
 def test_a_setback_is_told(tmp_path: Path) -> None:
     text, _ = told(tmp_path, [0.3, 0.95, 0.75], [5, 9, 9])
-    assert "It had been higher: 95 % at iteration 1, before a setback" in text
+    assert "The pass rate had been higher: 95 % at iteration 1, before a setback" in text
     text, _ = told(tmp_path / "calm", [0.3, 0.95, 0.94], [5, 9, 9])
     assert "had been higher" not in text
 
