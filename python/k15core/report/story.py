@@ -95,8 +95,8 @@ def _growth(summary: Mapping[str, Any], first: Record, moment: Record, best: Rec
     noise = math.hypot(_standard_error(first), _standard_error(moment))
     if abs(rate - began) <= 2 * noise:
         said = (
-            f"At iteration {moment['iteration']} the pass rate is {percent(rate)}, a change not beyond the "
-            "noise of the measurement"
+            f"At iteration {moment['iteration']} the pass rate is {percent(rate)}, a change "
+            "not beyond the noise of the measurement"
         )
     else:
         verb = "raises" if rate > began else "lowers"
@@ -132,8 +132,8 @@ def _dip(early: list[Record]) -> str:
     if high is None or now is None or high - now <= 3 * noise:
         return ""
     return (
-        f"The pass rate had been higher: {percent(high)} at iteration {top['iteration']}, before a setback "
-        "that the curves show."
+        f"The pass rate had been higher: {percent(high)} at iteration {top['iteration']}, "
+        "before a setback that the curves show."
     )
 
 
