@@ -42,10 +42,26 @@ SECONDS_AND_RATES = {"seconds", "phase_seconds", "tokens_per_second"}
 PER_PROCESS = {"tokens", "tokens_saved", "resumed", "stopped_by", "repeats_stopped"}
 
 
-def command(arguments: list[str], log: str) -> None:
-    """Body of a child: the command line, its output in a file."""
-    from k15core.cli import main
+def command(arguments: list[str], log: str, kill_at: int | None) -> None:
+    """Body of a child: the command line, its output in a file.
 
+    With `kill_at` it sends itself SIGKILL once so many chunks of tokens were acknowledged: kills by
+    the clock alone would seldom fall into the short rollouts of so small a model.
+    """
+    from k15core.cli import main
+    from k15core.rollout.partial import PartialRollout
+
+    acknowledge, seen = PartialRollout._acknowledge, 0
+
+    def counted(*given: Any) -> bool:
+        nonlocal seen
+        kept = acknowledge(*given)
+        seen += 1
+        if seen == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return kept
+
+    PartialRollout._acknowledge = counted  # type: ignore[method-assign]
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -68,10 +84,12 @@ class Runs:
     def resume(self, name: str) -> list[str]:
         return ["train", "--resume", str(self.folder / name)]
 
-    def go(self, arguments: list[str], kill_after: float | None = None) -> bool:
-        """Run; True if it ended by itself, False if it was killed after so many seconds."""
+    def go(
+        self, arguments: list[str], kill_after: float | None = None, kill_at: int | None = None
+    ) -> bool:
+        """Run; True if it ended by itself, False if it was killed (in seconds, or chunks)."""
         log = self.folder / "log.txt"
-        child = self.context.Process(target=command, args=(arguments, str(log)))
+        child = self.context.Process(target=command, args=(arguments, str(log), kill_at))
         child.start()
         child.join(kill_after)
         if child.exitcode is None:
@@ -145,16 +163,23 @@ def test_twenty_kills_change_nothing(runs: Runs) -> None:
 
     rng = random.Random(20)
     kills = attempt = 0
+
+    def moment() -> dict[str, Any]:
+        if kills >= KILLS:
+            return {}
+        if rng.random() < 0.5:
+            return {"kill_after": rng.uniform(0.2, 3.0)}
+        return {"kill_at": rng.randrange(1, 60)}
+
     while kills < KILLS:
         attempt += 1
         run = RunDirectory(runs.folder / f"killed-{attempt}")
-        ended = runs.go(runs.start(run.path.name), kill_after=rng.uniform(0.5, 3.0))
+        ended = runs.go(runs.start(run.path.name), **moment())
         while not ended:
             kills += 1
             if not run.recipe_file.exists():
                 break
             check_nothing_acknowledged_is_lost(run)
-            pause = rng.uniform(0.2, 3.0) if kills < KILLS else None
-            ended = runs.go(runs.resume(run.path.name), kill_after=pause)
+            ended = runs.go(runs.resume(run.path.name), **moment())
         else:
             assert outcome(run) == undisturbed
