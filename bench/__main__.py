@@ -7,7 +7,7 @@ import sys
 
 from bench.harness import Entry, table, write_summary
 
-CLAIMS = ["import_cost", "repetition"]
+CLAIMS = ["import_cost", "repetition", "store"]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""
 
 
