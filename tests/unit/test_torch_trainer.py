@@ -364,6 +364,10 @@ def change(**fields: object) -> PackedBatch:
         ),
         ({"batch": change(max_seqlen=9)}, "max_seqlen is 9: expected at least 13"),
         ({"batch": change(prompt_lengths=np.zeros(6, np.int32))}, "prompt_lengths has an entry"),
+        (
+            {"batch": change(input_ids=np.full(44, VOCAB, np.int32))},
+            "input_ids runs from 11 to 11: expected tokens of the model's vocabulary, 0 … 10",
+        ),
         ({"batch": change(position_ids=np.zeros(44, np.int32))}, "position_ids: expected 0, 1, 2"),
     ],
 )

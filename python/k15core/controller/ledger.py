@@ -25,7 +25,8 @@ class Ledger:
 
     def rewind(self, iteration: int) -> None:
         """Forget what came after an iteration, a torn last line included."""
-        self.path.touch()
+        if not self.path.exists():
+            return
         kept = [
             line
             for line in self.path.read_text().splitlines(keepends=True)

@@ -224,7 +224,13 @@ class TorchTrainer:
         """Log-probs [N] of the tokens at `places` [N] of the micro-batch of rows [start, end)."""
         cu_seqlens = pack.cu_seqlens[start : end + 1]
         tokens = slice(cu_seqlens[0], cu_seqlens[-1])
-        input_ids = self._tensor(pack.input_ids[tokens])
+        ids, vocab_size = pack.input_ids[tokens], self.model.config.vocab_size
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise InvalidInputError(
+                f"input_ids runs from {ids.min()} to {ids.max()}: expected tokens of the model's "
+                f"vocabulary, 0 … {vocab_size - 1}"
+            )
+        input_ids = self._tensor(ids)
         hidden = self.model.forward_packed(
             input_ids,
             self._tensor(pack.position_ids[tokens]),
