@@ -28,7 +28,7 @@ from k15core import RepetitionDetector
 NAME = "repetition.push"
 STREAMS = 64
 LIMIT_NS = 300.0
-UNIT = "ns/token"
+UNIT = "CPU ns/token"
 PEER = Path(__file__).parent / "peers" / "vllm_repetition.py"
 BARS: dict[int, float] = {64: 200.0, 1024: 4000.0}
 """Least ratio against vLLM's check, by its max_pattern_size."""
@@ -42,34 +42,45 @@ def make(maker: Maker, length: int) -> NDArray[np.int32]:
 
 
 def pushing(steps: NDArray[np.int32], *, near: bool = True) -> Contender:
-    """Nanoseconds a token. A stream that was reported ends, and its slot takes a new one."""
+    """CPU nanoseconds a token: there is an absolute limit to be held, and busy neighbours inflate
+    wall time. A stream that was reported ends, and its slot takes a new one.
+    """
     slots = np.arange(STREAMS)
 
     def once() -> float:
         detector = RepetitionDetector(STREAMS, min_repeats=MIN_COUNT, near=near)
-        start = time.perf_counter()
+        start = time.thread_time()
         for tokens in steps:
             for stream, _ in detector.push_many(slots, tokens):
                 detector.reset(stream)
-        return (time.perf_counter() - start) / steps.size * 1e9
+        return (time.thread_time() - start) / steps.size * 1e9
 
     return once
 
 
 def worst_case() -> Entry:
-    """Our cost on the kind of stream where it is highest, against the limit."""
-    costs = {}
-    for name, maker, length, near in kinds():
+    """Our cost on the kind of stream where it is highest, against the limit.
+
+    A first look picks the three dearest kinds, on which the rounds are spent.
+    """
+    by_name = {name: (maker, length, near) for name, maker, length, near in kinds()}
+
+    def rounds(name: str, count: int) -> list[float]:
+        maker, length, near = by_name[name]
         once = pushing(make(maker, length), near=near)
-        costs[name] = [once() for _ in range(ROUNDS)]
+        return [once() for _ in range(count)]
+
+    once = {name: min(rounds(name, 2)) for name in by_name}
+    suspects = sorted(by_name, key=lambda name: once[name])[-3:]
+    costs = {name: rounds(name, ROUNDS) for name in suspects}
     worst = max(costs, key=lambda name: statistics.median(costs[name]))
-    typical = statistics.median(statistics.median(rounds) for rounds in costs.values())
+    typical = statistics.median(once.values())
     ours = statistics.median(costs[worst])
     return Entry(
         name=NAME,
         ours=ours,
         peer=LIMIT_NS,
-        peer_name=f"limit; worst of {len(costs)} kinds: {worst}; median kind {typical:.0f}",
+        peer_name=f"limit; worst of {len(once)} kinds: {worst}; median kind {typical:.0f}",
         unit=UNIT,
         ratio=LIMIT_NS / ours,
         bar=1.0,

@@ -168,7 +168,8 @@ class RepetitionDetector:
     It is a near-repeat when, of the last w n-grams (`near_ngram` tokens each), the share that are
     different falls below `near_novelty`, where w is `near_window`, twice that, four times that, …
     up to `near_max_window`. `near=False` switches this off. The defaults are meant for tokens; on
-    bytes or characters n-grams recur more often in sane text, so make `near_ngram` longer.
+    bytes or characters n-grams recur more often in sane text, so make `near_ngram` longer; on a
+    handful of symbols everything is a near-repeat, so switch it off.
 
     A detector has `streams` slots, numbered from 0. A stream reports once: after its loop was
     reported, further tokens of it are ignored until `reset` begins a new stream in its slot. A

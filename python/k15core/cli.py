@@ -17,6 +17,9 @@ from k15core.errors import Error
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from k15core.config import Recipe
+    from k15core.controller.run_directory import RunDirectory
+
 EXAMPLES = """examples:
   k15 train recipes/doors.yaml                  run a recipe; the report lies in runs/doors/
   k15 train recipes/doors.yaml --seed 1 --set train.iterations=60 --name short
@@ -94,36 +97,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from k15core.config import dump, load_recipe
     from k15core.errors import InvalidInputError
 
     if (options.recipe is None) == (options.resume is None):
         raise InvalidInputError("k15 train: expected either a recipe file or --resume RUN")
-    if options.resume and (options.overrides or options.name or options.seed is not None):
+    if options.resume is None:
+        return _train_recipe(options)
+    if options.overrides or options.name or options.seed is not None:
         raise InvalidInputError(
             "--resume takes the run's own recipe: expected no --set, --name or --seed beside it"
         )
-    if options.resume is None:
-        overrides = list(options.overrides)
-        if options.name is not None:
-            overrides.append(f"name={options.name}")
-        if options.seed is not None:
-            overrides.append(f"seed={options.seed}")
-        recipe = load_recipe(options.recipe, overrides)
-        if options.dry_run:
-            print(dump(recipe), end="")
-            return 0
     _quiet_threads()
-    from k15core.controller.loop import run_recipe
     from k15core.controller.run_directory import RunDirectory
+
+    return _run(*RunDirectory.open(options.resume))
+
+
+def _train_recipe(options: argparse.Namespace) -> int:
+    from k15core.config import dump, load_recipe
+
+    overrides = list(options.overrides)
+    if options.name is not None:
+        overrides.append(f"name={options.name}")
+    if options.seed is not None:
+        overrides.append(f"seed={options.seed}")
+    recipe = load_recipe(options.recipe, overrides)
+    if options.dry_run:
+        print(dump(recipe), end="")
+        return 0
+    _quiet_threads()
+    from k15core.controller.run_directory import RunDirectory
+
+    run = RunDirectory.create(Path(options.runs) / recipe.name, recipe, overwrite=options.overwrite)
+    try:
+        return _run(run, recipe)
+    except (Error, OSError):
+        run.discard_unless_begun()
+        raise
+
+
+def _run(run: RunDirectory, recipe: Recipe) -> int:
+    from k15core.controller.loop import run_recipe
     from k15core.report.summary import before_after_table, write_summary
 
-    if options.resume is None:
-        run = RunDirectory.create(
-            Path(options.runs) / recipe.name, recipe, overwrite=options.overwrite
-        )
-    else:
-        run, recipe = RunDirectory.open(options.resume)
     try:
         page = run_recipe(recipe, run)
     except KeyboardInterrupt:

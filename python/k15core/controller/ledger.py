@@ -25,8 +25,7 @@ class Ledger:
 
     def rewind(self, iteration: int) -> None:
         """Forget what came after an iteration, a torn last line included."""
-        if not self.path.exists():
-            return
+        self.path.touch()
         kept = [
             line
             for line in self.path.read_text().splitlines(keepends=True)

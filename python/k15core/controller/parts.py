@@ -80,7 +80,7 @@ def assemble(
         )
     reward: Reward = _make("reward", REWARDS, recipe.reward, {})
     algorithm = make_algorithm(recipe)
-    configure(recipe.threads)
+    configure(recipe.threads, recipe.device)
     model = make_model(recipe, task)
     trainer = TorchTrainer(
         model,

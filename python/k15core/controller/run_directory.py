@@ -62,6 +62,11 @@ class RunDirectory:
             )
         return run, load_recipe(run.recipe_file)
 
+    def discard_unless_begun(self) -> None:
+        """Delete a new run that was refused before its first checkpoint."""
+        if not self.manifest_file.exists():
+            shutil.rmtree(self.path)
+
     def manifest(self) -> dict[str, Any] | None:
         """What to resume from, or None if the run was stopped before its first checkpoint."""
         if not self.manifest_file.exists():

@@ -6,18 +6,29 @@ import ctypes
 
 import torch
 
+from k15core.errors import InvalidInputError
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEEP = 1 << 30
 
 
-def configure(threads: int) -> None:
+def configure(threads: int, device: str = "cpu") -> None:
     """Set torch's threads for this process, and glibc's malloc to keep what is freed.
+
+    Refuses a `device` on which a tensor cannot be made.
 
     By default malloc gives large blocks back at every free, so that each step of training faults
     its activations in anew: on small models, and in virtual machines, that costs more than the
     arithmetic. Where the C library is not glibc, memory is left as it is.
     """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInputError(
+            f"device = {device!r}: expected one that torch can use here ({reason})"
+        ) from error
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:

@@ -44,7 +44,8 @@ pub struct Settings {
 /// p/w, and a token that changes once a period adds about `ngram` / p.
 ///
 /// The defaults are meant for tokens. On bytes or characters n-grams recur much more often in sane
-/// text: make `ngram` longer there.
+/// text: make `ngram` longer there. A handful of symbols has so few n-grams that every text over them
+/// is a near-repeat: switch the watch off.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Near {
     /// Tokens in an n-gram; 1 to 64.

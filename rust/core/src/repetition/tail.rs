@@ -36,7 +36,7 @@ pub(super) fn smallest_period(
     least_tail: impl Fn(usize) -> usize,
     agreements: &mut Vec<usize>,
 ) -> Option<Tail> {
-    // Of the tails that are long enough for their period, none has a longer period than this.
+    // For a longer period there are too few tokens to be a tail that is long enough.
     let reach = reach.min(tokens.len() / 2).min(tokens.len().saturating_sub(anchor));
     if agreements.len() <= reach {
         agreements.resize(reach + 1, 0);

@@ -110,6 +110,7 @@ pub(super) enum Event<'a> {
     MovedGroup(GroupEvent<'a>),
     MovedAppend { trajectory_id: u64, offset: u32, n: u32, version: u32 },
     MovedEnd { group_id: u64 },
+    MovedAbort { trajectory_id: u64, under: u32 },
 }
 
 /// Bytes in front of the tokens in the payload of an append.
@@ -269,6 +270,7 @@ impl<'a> Event<'a> {
             Kind::Mark => Self::Mark { id: subject, version: reader.u32()? },
             Kind::Rewind => Self::Rewind { mark: subject },
             Kind::MovedEnd => Self::MovedEnd { group_id: subject },
+            Kind::MovedAbort => Self::MovedAbort { trajectory_id: subject, under: reader.u32()? },
         };
         reader.end()?;
         Ok(event)

@@ -144,7 +144,13 @@ impl Index {
         size: u64,
     ) -> Result<()> {
         // A group may be written over several files, each with its base.
-        if !matches!(event, Event::MovedAppend { .. } | Event::MovedEnd { .. } | Event::Base(_)) {
+        if !matches!(
+            event,
+            Event::MovedAppend { .. }
+                | Event::MovedAbort { .. }
+                | Event::MovedEnd { .. }
+                | Event::Base(_)
+        ) {
             self.moving = None;
         }
         match event {
@@ -173,8 +179,7 @@ impl Index {
             &Event::Abort { trajectory_id } => {
                 let under = self.base.version;
                 self.change(trajectory_id, at.file, size, |t| {
-                    t.discarded.push((under, std::mem::take(&mut t.chunks)));
-                    t.length = 0;
+                    discard(t, under);
                     t.holder = None;
                 });
                 self.aborted.insert(trajectory_id);
@@ -205,13 +210,15 @@ impl Index {
                 self.moving = Some(Moving { group_id: event.group_id, group, members });
             }
             &Event::MovedAppend { trajectory_id, offset, n, version } => {
-                if let Some(moving) = &mut self.moving {
-                    let place = trajectory_id.wrapping_sub(moving.group.first_trajectory);
-                    let member = usize::try_from(place).ok();
-                    if let Some(member) = member.and_then(|i| moving.members.get_mut(i)) {
-                        extend(member, trajectory_id, offset, Chunk { at, n, version })?;
-                        charge(&mut moving.group, at.file, size);
-                    }
+                if let Some((group, member)) = self.moving_member(trajectory_id) {
+                    extend(member, trajectory_id, offset, Chunk { at, n, version })?;
+                    charge(group, at.file, size);
+                }
+            }
+            &Event::MovedAbort { trajectory_id, under } => {
+                if let Some((group, member)) = self.moving_member(trajectory_id) {
+                    discard(member, under);
+                    charge(group, at.file, size);
                 }
             }
             &Event::MovedEnd { group_id } => {
@@ -229,6 +236,9 @@ impl Index {
         }
         for (id, mut member) in group.members().zip(members) {
             member.group_id = group_id;
+            if !member.discarded.is_empty() {
+                self.aborted.insert(id);
+            }
             self.trajectories.insert(id, member);
         }
         self.groups.insert(group_id, group);
@@ -251,6 +261,13 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// A member of the group that is being written again.
+    fn moving_member(&mut self, id: u64) -> Option<(&mut Group, &mut Trajectory)> {
+        let moving = self.moving.as_mut()?;
+        let place = usize::try_from(id.checked_sub(moving.group.first_trajectory)?).ok()?;
+        Some((&mut moving.group, moving.members.get_mut(place)?))
     }
 
     fn finish_move(&mut self, moving: Moving, file: u64, size: u64) {
@@ -417,6 +434,11 @@ fn charge(group: &mut Group, file: u64, size: u64) {
         Some((_, bytes)) => *bytes += size,
         None => group.bytes_in.push((file, size)),
     }
+}
+
+fn discard(trajectory: &mut Trajectory, under: u32) {
+    trajectory.discarded.push((under, std::mem::take(&mut trajectory.chunks)));
+    trajectory.length = 0;
 }
 
 fn extend(trajectory: &mut Trajectory, id: u64, offset: u32, chunk: Chunk) -> Result<()> {

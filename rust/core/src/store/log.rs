@@ -104,7 +104,12 @@ impl Log {
         self.files.back().is_some_and(|file| file.fits(payload))
     }
 
-    /// Whether a record with such a payload fits into any file.
+    /// Bytes that the open file still takes.
+    pub(super) fn left(&self) -> usize {
+        self.files.back().map_or(0, |file| file.len() - file.end)
+    }
+
+    /// The largest payload that fits into any file behind its base.
     pub(super) fn largest_payload(&self, base: usize) -> usize {
         self.file_bytes - DATA - record::size(base) - record::HEADER
     }

@@ -49,10 +49,12 @@ pub(super) enum Kind {
     MovedAppend = 14,
     /// The group that is written again is complete.
     MovedEnd = 15,
+    /// The tokens so far of a trajectory that is written again were discarded by an abort.
+    MovedAbort = 16,
 }
 
 impl Kind {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Base,
         Self::Group,
         Self::Append,
@@ -68,15 +70,19 @@ impl Kind {
         Self::MovedGroup,
         Self::MovedAppend,
         Self::MovedEnd,
+        Self::MovedAbort,
     ];
 
     /// What the record's subject is called in an error.
     pub(super) fn subject(self) -> &'static str {
         match self {
             Self::Group | Self::MovedGroup | Self::MovedEnd => "group",
-            Self::Append | Self::Finish | Self::Abort | Self::Reward | Self::MovedAppend => {
-                "trajectory"
-            }
+            Self::Append
+            | Self::Finish
+            | Self::Abort
+            | Self::Reward
+            | Self::MovedAppend
+            | Self::MovedAbort => "trajectory",
             Self::Mark | Self::Rewind => "mark",
             Self::Base | Self::Claim | Self::Use | Self::Evict | Self::Drop => "record",
         }

@@ -11,38 +11,41 @@
 use super::Store;
 use super::event::{self, APPEND_FIELDS, GroupEvent, MovedState};
 use super::index::{Chunk, Group};
-use super::record::Kind;
+use super::record::{self, Kind};
 use crate::error::Result;
 
-/// Garbage that makes rewriting worth it: a file and a half, and an eighth of what is written, so
-/// that a byte is moved at most about eight times for a byte gained.
+/// Garbage that makes rewriting worth it, in files: a file and a half. And a share of what is
+/// written, which bounds how many bytes are moved for a byte gained.
 const WORTH_FILES: (u64, u64) = (3, 2);
-const WORTH_SHARE: u64 = 8;
+
+/// Less room than this at the end of a file is not filled with a piece of a run.
+const SMALLEST_PIECE: usize = 256;
 
 impl Store {
-    /// Free the oldest file by moving what it still holds; false if that would not be worth it or
-    /// does not fit into what is left.
-    pub(super) fn rewrite_oldest(&mut self, spared: u64) -> Result<bool> {
+    /// Free the oldest file by moving what it still holds; false if less than one part in `share` of
+    /// the log is garbage, or if it does not fit into what is left.
+    pub(super) fn rewrite_oldest(&mut self, share: u64) -> Result<bool> {
         let Some(oldest) = self.log.files.front().filter(|_| self.log.files.len() > 1) else {
             return Ok(false);
         };
         let (oldest, file_bytes) = (oldest.sequence, self.log.file_bytes as u64);
         let written: u64 = self.log.files.iter().map(|file| file.end as u64).sum();
         let garbage = written.saturating_sub(self.index.live.values().sum());
-        let worth = (file_bytes * WORTH_FILES.0 / WORTH_FILES.1).max(written / WORTH_SHARE);
+        let worth = (file_bytes * WORTH_FILES.0 / WORTH_FILES.1).max(written / share);
         if garbage < worth {
             return Ok(false);
         }
         let in_oldest = |group: &Group| group.bytes_in.iter().any(|(file, _)| *file == oldest);
         let groups = self.index.groups.iter().filter(|(_, group)| in_oldest(group));
         let groups: Vec<u64> = groups.map(|(id, _)| *id).collect();
-        let bytes: u64 =
-            groups.iter().filter_map(|id| self.index.groups.get(id)).map(Group::bytes).sum();
-        // Half of each file may stay empty behind a large record; the last file is for control.
-        let room = self.files_left().saturating_sub(u64::from(spared == 0)) * file_bytes / 2;
+        // A file holds its base, and ends in front of a prompt or a piece that does not fit.
         let largest = self.log.largest_payload(self.index.base.encode().len());
+        let room = self.files_left() * (largest - SMALLEST_PIECE) as u64;
+        let mut bytes = 0;
         for id in &groups {
-            if bytes > room || self.has_discarded(*id) || self.moved_head(*id)?.0.len() > largest {
+            let head = self.moved_head(*id)?.len();
+            bytes += self.group_of(*id)?.bytes() + head as u64;
+            if bytes > room || head > largest {
                 return Ok(false);
             }
         }
@@ -53,50 +56,44 @@ impl Store {
         Ok(true)
     }
 
-    /// What aborts discarded can only come back from where it is.
-    fn has_discarded(&self, group_id: u64) -> bool {
-        self.index.groups.get(&group_id).is_some_and(|group| {
-            group
-                .members()
-                .any(|id| self.index.trajectories.get(&id).is_some_and(|t| !t.discarded.is_empty()))
-        })
-    }
-
     fn rewrite(&mut self, group_id: u64) -> Result<()> {
-        let (head, first, members) = self.moved_head(group_id)?;
+        let head = self.moved_head(group_id)?;
         self.put(Kind::MovedGroup, group_id, &[&head])?;
-        let largest = self.log.largest_payload(self.index.base.encode().len());
-        let most = (largest - APPEND_FIELDS) / 9;
-        for (trajectory_id, chunks) in (first..).zip(members) {
-            let (mut run, mut version, mut offset) = (Run::default(), 0, 0);
-            for chunk in &chunks {
-                let n = chunk.n as usize;
-                // Files may have been larger when the piece was written.
-                for from in (0..n).step_by(most) {
-                    let part = from..n.min(from + most);
-                    if chunk.version != version || run.tokens.len() + part.len() > most {
-                        offset = self.put_run(trajectory_id, offset, version, &mut run)?;
-                        version = chunk.version;
-                    }
-                    let (tokens, log_probs, mask) = self.columns(chunk)?;
-                    run.tokens.extend_from_slice(&tokens[part.clone()]);
-                    run.log_probs.extend_from_slice(&log_probs[part.clone()]);
-                    run.mask.extend_from_slice(&mask[part]);
-                }
+        for id in self.group_of(group_id)?.members() {
+            let trajectory = self.trajectory_of(id)?;
+            let (discarded, chunks) = (trajectory.discarded.clone(), trajectory.chunks.clone());
+            for (under, chunks) in discarded {
+                self.put_chunks(id, &chunks)?;
+                self.put(Kind::MovedAbort, id, &[&under.to_le_bytes()])?;
             }
-            self.put_run(trajectory_id, offset, version, &mut run)?;
+            self.put_chunks(id, &chunks)?;
         }
         self.put(Kind::MovedEnd, group_id, &[])
     }
 
-    /// The record of a group with its state, its first trajectory and where its tokens lie.
-    fn moved_head(&self, group_id: u64) -> Result<(Vec<u8>, u64, Vec<Vec<Chunk>>)> {
+    fn put_chunks(&mut self, id: u64, chunks: &[Chunk]) -> Result<()> {
+        let mut offset = 0;
+        for run in chunks.chunk_by(|a, b| a.version == b.version) {
+            let mut columns = Columns::default();
+            for chunk in run {
+                let (tokens, log_probs, mask) = self.columns(chunk)?;
+                columns.tokens.extend_from_slice(tokens);
+                columns.log_probs.extend_from_slice(log_probs);
+                columns.mask.extend_from_slice(mask);
+            }
+            let version = run.first().map_or(0, |chunk| chunk.version);
+            offset = self.put_run(id, offset, version, &columns)?;
+        }
+        Ok(())
+    }
+
+    /// The record of a group with its state.
+    fn moved_head(&self, group_id: u64) -> Result<Vec<u8>> {
         let group = self.group_of(group_id)?;
-        let (mut states, mut chunks) = (Vec::new(), Vec::new());
+        let mut members = Vec::with_capacity(group.k as usize);
         for id in group.members() {
             let trajectory = self.trajectory_of(id)?;
-            states.push(MovedState { finish: trajectory.finish, reward: trajectory.reward });
-            chunks.push(trajectory.chunks.clone());
+            members.push(MovedState { finish: trajectory.finish, reward: trajectory.reward });
         }
         let event = GroupEvent {
             group_id,
@@ -106,22 +103,29 @@ impl Store {
             prompt: self.prompt_of(group_id)?,
             uses: group.uses.clone(),
             gone: group.gone,
-            members: states,
+            members,
         };
-        Ok((event.encode(true), group.first_trajectory, chunks))
+        Ok(event.encode(true))
     }
 
-    /// Write what a run has gathered, and empty it. Returns the offset behind it.
-    fn put_run(&mut self, id: u64, offset: u32, version: u32, run: &mut Run) -> Result<u32> {
-        let n = u32::try_from(run.tokens.len()).unwrap_or(u32::MAX);
-        if n > 0 {
+    /// Write tokens of one version in as few pieces as the files allow. Returns the offset behind.
+    fn put_run(&mut self, id: u64, offset: u32, version: u32, run: &Columns) -> Result<u32> {
+        let (mut offset, mut from) = (offset, 0);
+        while from < run.tokens.len() {
+            if self.log.left() < SMALLEST_PIECE {
+                self.open_reserved_file()?;
+            }
+            let most = (self.log.left() - record::size(APPEND_FIELDS) - 8) / 9;
+            let to = run.tokens.len().min(from + most);
+            let n = u32::try_from(to - from).unwrap_or(u32::MAX);
             let fields = event::append_fields(offset, n, version);
+            let (tokens, log_probs) = (&run.tokens[from..to], &run.log_probs[from..to]);
             let (tokens, log_probs) =
-                (bytemuck::cast_slice(&run.tokens), bytemuck::cast_slice(&run.log_probs));
-            self.put(Kind::MovedAppend, id, &[&fields, tokens, log_probs, &run.mask])?;
+                (bytemuck::cast_slice(tokens), bytemuck::cast_slice(log_probs));
+            self.put(Kind::MovedAppend, id, &[&fields, tokens, log_probs, &run.mask[from..to]])?;
+            (offset, from) = (offset + n, to);
         }
-        *run = Run::default();
-        Ok(offset + n)
+        Ok(offset)
     }
 
     fn put(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Result<()> {
@@ -134,7 +138,7 @@ impl Store {
 
 /// Tokens of one version, gathered from the pieces in which they came.
 #[derive(Default)]
-struct Run {
+struct Columns {
     tokens: Vec<i32>,
     log_probs: Vec<f32>,
     mask: Vec<u8>,

@@ -34,14 +34,21 @@ impl WhenFull {
     }
 }
 
-/// Files at the end of the capacity that data may not take, so that a full store can still record
-/// what frees it: samples, marks, evictions.
+/// The share of the capacity, and the least number of files, that data may not take: what frees a
+/// full store needs records too (samples, marks, evictions), and so does moving what is in the way.
+const RESERVED_SHARE: u64 = 8;
 const RESERVED_FILES: u64 = 2;
+
+/// Moving what is in the way needs room itself. It begins when a quarter of the capacity is left and
+/// a quarter of the log is garbage; when data can have no more, an eighth is enough.
+const EARLY_SHARE: u64 = 4;
+const EARLY_WORTH: u64 = 4;
+const LATE_WORTH: u64 = 8;
 
 impl Store {
     /// Write a record of data: a new group or tokens. May find the store full.
     pub(super) fn write_data(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Result<()> {
-        self.write(kind, subject, parts, RESERVED_FILES)
+        self.write(kind, subject, parts, self.reserve())
     }
 
     /// Write a record that says something about data. Has the reserve to itself.
@@ -74,11 +81,16 @@ impl Store {
     fn make_room(&mut self, spared: u64) -> Result<()> {
         loop {
             self.recycle()?;
-            if self.files_left() > spared || self.rewrite_oldest(spared)? {
-                if self.files_left() > spared {
-                    return Ok(());
-                }
+            let left = self.files_left();
+            if left > self.most_files() / EARLY_SHARE {
+                return Ok(());
+            }
+            let worth = if left > self.reserve() { EARLY_WORTH } else { LATE_WORTH };
+            if self.rewrite_oldest(worth)? {
                 continue;
+            }
+            if left > spared {
+                return Ok(());
             }
             // An eviction helps only if no mark keeps what it removes.
             let evict = spared > 0 && self.index.base.marks.is_empty();
@@ -89,12 +101,19 @@ impl Store {
         }
     }
 
+    fn most_files(&self) -> u64 {
+        self.capacity_bytes / self.log.file_bytes as u64
+    }
+
+    fn reserve(&self) -> u64 {
+        RESERVED_FILES.max(self.most_files() / RESERVED_SHARE)
+    }
+
     /// Files that may still be opened.
     pub(super) fn files_left(&self) -> u64 {
-        let most = self.capacity_bytes / self.log.file_bytes as u64;
         // Files of another size, from an earlier opening, count by their bytes.
         let used = self.log.files.iter().map(|file| file.len() as u64).sum::<u64>();
-        most.saturating_sub(used.div_ceil(self.log.file_bytes as u64))
+        self.most_files().saturating_sub(used.div_ceil(self.log.file_bytes as u64))
     }
 
     fn full(&self) -> Error {

@@ -1,0 +1,301 @@
+"""Random operations on the store and on a naive model give the same answers, through restarts."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_model import ModelStore
+
+from k15core import Prompt, Store
+from k15core.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidInputError,
+    LeaseExpiredError,
+)
+
+FILE = 4096
+OPERATIONS = {
+    "add_group": 3,
+    "lease": 4,
+    "append": 10,
+    "finish": 3,
+    "set_reward": 3,
+    "finish_everything": 1,
+    "sample": 2,
+    "drop": 0.4,
+    "release": 0.5,
+    "mark": 0.8,
+    "rewind": 0.5,
+    "reopen": 0.5,
+}
+
+
+class Walk:
+    """A store, its model, and random operations on both."""
+
+    def __init__(self, seed: int, directory: Path | None) -> None:
+        self.random = random.Random(seed)
+        self.directory = directory
+        self.options = {
+            "capacity_bytes": self.random.choice([40, 4000]) * FILE,
+            "file_bytes": FILE,
+            "max_uses": self.random.randint(1, 2),
+        }
+        self.store = Store(directory, sync="never", **self.options)
+        self.model = ModelStore(self.options["max_uses"])
+        self.now = 0.0
+        self.seen = 0
+        self.counts: Counter[str] = Counter()
+
+    def step(self) -> None:
+        names, weights = zip(*OPERATIONS.items(), strict=True)
+        name = self.random.choices(names, weights)[0]
+        self.counts[name] += 1
+        getattr(self, name)()
+        if self.random.random() < 0.3 or name in ("rewind", "reopen"):
+            self.same_answers()
+
+    def add_group(self) -> None:
+        model = self.model
+        k, length = self.random.randint(1, 3), self.random.randint(1, 400)
+        ahead = self.random.choice([0, 1, 1, 1, 2])
+        prompt = np.arange(length, dtype=np.int32)
+        version = max(0, model.version + ahead - 1)
+        group_id = model.next_group
+        wanted = Prompt(group_id - 3, prompt, str(group_id), ("t",) * k, length / 8)
+        try:
+            members = self.store.add_group(wanted, k, version=version)
+        except CapacityError:
+            self.counts["full"] += 1
+            return
+        assert members == list(range(model.next_trajectory, model.next_trajectory + k))
+        model.record("group", group_id, members[0], k, prompt.tolist(), version=version)
+        model.next_group += 1
+        model.next_trajectory += k
+
+    def lease(self) -> None:
+        n, duration = self.random.randint(0, 4), self.random.choice([1.0, 100.0])
+        order = self.random.choice(["oldest", "stalest", "longest"])
+        self.now += self.random.choice([0.0, 0.0, 2.0])
+        model = self.model
+        keys = {
+            "oldest": lambda _: 0,
+            "stalest": lambda t: min((token[3] for token in t.tokens), default=2**32),
+            "longest": lambda t: -len(t.tokens),
+        }
+        free = [i for i in model.unfinished() if model.holders.get(i, (0, -1))[1] <= self.now]
+        free.sort(key=lambda i: (keys[order](model.trajectories[i]), i))
+        leases = self.store.lease(n, now=self.now, duration=duration, order=order)
+        assert [lease.trajectory_id for lease in leases] == free[:n]
+        for lease in leases:
+            trajectory = model.trajectories[lease.trajectory_id]
+            prompt = model.groups[trajectory.group_id].prompt
+            assert lease.input_ids.tolist() == prompt + [t[0] for t in trajectory.tokens]
+            zeros = [0] * len(prompt)
+            assert lease.versions.tolist() == zeros + [t[3] for t in trajectory.tokens]
+            assert lease.deadline == self.now + duration
+            assert lease.epoch > model.last_epoch
+            model.last_epoch = lease.epoch
+            model.holders[lease.trajectory_id] = (lease.epoch, lease.deadline)
+
+    def pick(self) -> int | None:
+        held = [i for i in self.model.holders if i in self.model.unfinished()]
+        return self.random.choice(sorted(held)) if held else None
+
+    def append(self) -> None:
+        model, n = self.model, self.random.choice([0, 1, 1, 2, 20, 150, 300])
+        ahead = self.random.choice([0, 1, 1, 1, 2])
+        if (who := self.pick()) is None:
+            return
+        trajectory = model.trajectories[who]
+        least = max([model.groups[trajectory.group_id].version, *(t[3] for t in trajectory.tokens)])
+        version = max(least, model.version + ahead - 1)
+        self.seen += 1
+        tokens = np.arange(n, dtype=np.int32) + 1000 * self.seen
+        log_probs = -np.arange(n, dtype=np.float32) / self.seen
+        mask = (tokens % 3 > 0).astype(np.uint8)
+        epoch = model.holders[who][0]
+        offset = len(trajectory.tokens)
+        try:
+            self.store.append(who, epoch, offset, tokens, log_probs, version, loss_mask=mask)
+        except CapacityError:
+            self.counts["full"] += 1
+            return
+        if n:
+            columns = zip(tokens.tolist(), log_probs.tolist(), mask.tolist(), strict=True)
+            model.record("append", who, list(columns), version=version)
+        # Again, in part, and beside the point.
+        cut = self.random.randint(0, n)
+        stop = self.random.randint(cut, n)
+        part = slice(cut, stop)
+        again = (tokens[part], log_probs[part], version)
+        self.store.append(who, epoch, offset + cut, *again, loss_mask=mask[part])
+        one = (np.ones(1, np.int32), np.zeros(1, np.float32), version)
+        with pytest.raises(ConflictError):
+            self.store.append(who, epoch, offset + n + 1, *one)
+        with pytest.raises(LeaseExpiredError):
+            self.store.append(who, epoch + 1, offset + n, *one)
+        if least > 0:
+            with pytest.raises(InvalidInputError):
+                self.store.append(who, epoch, offset + n, *one[:2], least - 1)
+
+    def finish(self) -> None:
+        reason = self.random.choice(["stop", "length", "repetition", "abort"])
+        if (who := self.pick()) is None:
+            return
+        epoch = self.model.holders.pop(who)[0]
+        with pytest.raises(ConflictError):
+            self.store.set_reward(who, 1.0)
+        self.store.finish(who, epoch, reason)
+        if reason == "abort":
+            self.model.record("abort", who)
+            with pytest.raises(LeaseExpiredError):
+                self.store.finish(who, epoch, reason)
+        else:
+            self.model.record("finish", who, reason)
+            self.store.finish(who, epoch, reason)
+
+    def set_reward(self) -> None:
+        reward = self.random.choice([0.0, 0.25, 1.0])
+        trajectories = self.model.trajectories.items()
+        done = [
+            i
+            for i, t in trajectories
+            if t.reason and t.reward is None and self.model.alive(t.group_id)
+        ]
+        if done:
+            who = self.random.choice(done)
+            self.store.set_reward(who, reward)
+            self.model.record("reward", who, reward)
+            with pytest.raises(ConflictError):
+                self.store.set_reward(who, reward + 1)
+
+    def finish_everything(self) -> None:
+        """Brings whole groups to an end, which single steps seldom do."""
+        for lease in self.store.lease(1000, now=self.now, duration=1):
+            self.model.last_epoch = lease.epoch
+            self.store.finish(lease.trajectory_id, lease.epoch, "stop")
+            self.model.holders.pop(lease.trajectory_id, None)
+            self.model.record("finish", lease.trajectory_id, "stop")
+        for i, trajectory in self.model.trajectories.items():
+            if (
+                trajectory.reason
+                and trajectory.reward is None
+                and self.model.alive(trajectory.group_id)
+            ):
+                self.store.set_reward(i, i % 3)
+                self.model.record("reward", i, i % 3)
+
+    def sample(self) -> None:
+        model, version = self.model, self.model.version + self.random.randint(0, 2)
+        groups = self.random.choice([None, 0, 1, 2, 3])
+        tokens = self.random.choice([None, None, 100, 1000, 2000])
+        max_staleness = self.random.randint(0, 4)
+        bounds = {"version": version, "max_staleness": max_staleness}
+        if groups is None and tokens is None:
+            groups = 1
+        wanted = model.take(groups, tokens, version, max_staleness)
+        if wanted is None:
+            with pytest.raises(InvalidInputError, match="expected at least"):
+                self.store.sample(groups=groups, tokens=tokens, **bounds)
+            return
+        batch = self.store.sample(groups=groups, tokens=tokens, **bounds)
+        rows = [(g, m) for g in wanted for m in model.groups[g].members]
+        assert batch.group_ids.tolist() == [g for g, _ in rows]
+        assert batch.trajectory_ids.tolist() == [m for _, m in rows]
+        assert batch.prompt_ids.tolist() == [g - 3 for g, _ in rows]
+        columns: list[list[object]] = [[], [], [], [], []]
+        starts = [0]
+        for group_id, member in rows:
+            prompt, response = model.groups[group_id].prompt, model.trajectories[member].tokens
+            whole = [(t, 0.0, 0, 0) for t in prompt] + response
+            for column, values in zip(columns, zip(*whole, strict=True), strict=False):
+                column.extend(values)
+            columns[4] += range(len(whole))
+            starts.append(starts[-1] + len(whole))
+        assert batch.cu_seqlens.tolist() == starts
+        names = ("input_ids", "rollout_log_probs", "loss_mask", "versions", "position_ids")
+        for name, column in zip(names, columns, strict=True):
+            assert getattr(batch, name).tolist() == column, name
+        assert batch.rewards.tolist() == [model.trajectories[m].reward for _, m in rows]
+        assert batch.prompt_lengths.tolist() == [len(model.groups[g].prompt) for g, _ in rows]
+        reasons = ["stop", "length", "repetition"]
+        codes = [reasons.index(str(model.trajectories[m].reason)) for _, m in rows]
+        assert batch.finish_reasons.tolist() == codes
+        assert batch.max_seqlen == max(np.diff(starts), default=0)
+        for group_id in wanted:
+            model.record("use", group_id)
+
+    def drop(self) -> None:
+        alive = [i for i in self.model.groups if self.model.alive(i)]
+        if alive:
+            group_id = self.random.choice(alive)
+            self.store.drop_groups([group_id])
+            self.model.record("drop", group_id)
+            for member in self.model.groups[group_id].members:
+                self.model.holders.pop(member, None)
+
+    def release(self) -> None:
+        if (who := self.pick()) is not None:
+            self.store.release(who, self.model.holders.pop(who)[0])
+
+    def mark(self) -> None:
+        version = self.model.version + self.random.randint(0, 2)
+        assert self.store.mark(version) == self.model.mark(version)
+
+    def rewind(self) -> None:
+        if not self.model.marks:
+            return
+        mark = self.random.choice([m[0] for m in self.model.marks])
+        self.store.rewind(mark)
+        self.model.rewind(mark)
+        with pytest.raises(InvalidInputError, match="one of those kept"):
+            self.store.rewind(mark + 1)
+
+    def reopen(self) -> None:
+        if self.directory is None:
+            return
+        self.store.close()
+        self.store = Store(self.directory, sync="never", **self.options)
+        assert self.store.recovery_report()["torn"] is None
+        self.model.holders.clear()
+
+    def same_answers(self) -> None:
+        model, store = self.model, self.store
+        alive = [i for i in sorted(model.groups) if model.alive(i)]
+        assert store.unfinished() == len(model.unfinished())
+        assert store.pending_groups(2**32 - 1) == alive
+        assert store.complete_groups() == model.complete()
+        for version in range(model.version + 3):
+            want = [i for i in alive if model.groups[i].version == version]
+            known = {i for i, g in model.groups.items() if g.version == version}
+            found = store.groups_of_version(version)
+            assert [i for i in found if i in alive] == want
+            assert found == sorted(found)
+            assert set(found) <= known
+        for group_id in alive:
+            for member in model.groups[group_id].members:
+                wanted, view = model.trajectories[member], store.trajectory(member)
+                columns = ("tokens", "log_probs", "loss_mask", "versions")
+                found = zip(*(view[name].tolist() for name in columns), strict=True)
+                assert list(found) == wanted.tokens
+                assert view["finish_reason"] == wanted.reason
+                assert view["reward"] == wanted.reward
+                assert view["epoch"] == model.holders.get(member, (None,))[0]
+        stats = store.stats()
+        assert stats["bytes_allocated"] <= stats["capacity_bytes"]
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "directory"])
+@pytest.mark.parametrize("seed", range(16))
+def test_random_operations(seed: int, durable: bool, tmp_path: Path) -> None:
+    walk = Walk(seed, tmp_path if durable else None)
+    for _ in range(500):
+        walk.step()
+    walk.same_answers()
+    walk.store.close()
