@@ -5,6 +5,8 @@ import pytest
 from k15core.config import Recipe, dump, load_recipe, parse_yaml, settings_for, validate
 from k15core.errors import InvalidInputError
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+
 MINIMAL = """
 name: tiny
 task: {kind: doors, pool: 64}
@@ -93,3 +95,8 @@ def test_settings_follow_the_constructor() -> None:
 def test_validate_names_what_it_checks() -> None:
     with pytest.raises(InvalidInputError, match=r"^recipe x: name is missing"):
         validate(Recipe, {}, "recipe x")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
