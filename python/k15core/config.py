@@ -79,7 +79,7 @@ class Stage(Section):
     warmup_steps: int = Field(20, ge=0)
     until: Until | None = None
     max_steps: int | None = None
-    """With `until`: the stage goes on at its last learning rate up to here if it is not reached."""
+    """With `until`: the stage goes on, re-warmed, up to here if it is not reached."""
 
 
 class SftSection(Section):

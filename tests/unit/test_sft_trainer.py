@@ -64,7 +64,9 @@ def test_rate_is_a_cosine_from_the_peak_to_a_tenth() -> None:
     assert stage.rate(70) == pytest.approx((2e-5 + 2e-6) / 2)
     assert stage.rate(45) == pytest.approx(2e-6 + 1.8e-5 * (1 + math.cos(math.pi / 4)) / 2)
     assert stage.rate(120) == pytest.approx(2e-6)
-    assert stage.rate(500) == pytest.approx(2e-6)
+    # Beyond its steps: from half the peak, over half the steps, again and again.
+    assert stage.rate(121) == stage.rate(181) == pytest.approx(1e-5)
+    assert stage.rate(180) == pytest.approx(1e-6)
     falling = [stage.rate(i) for i in range(20, 121)]
     assert falling == sorted(falling, reverse=True)
 
@@ -172,8 +174,9 @@ def test_a_stage_goes_on_until_the_probe_is_content(readings: list[float], steps
     assert len(calls) == len(readings)
     assert [s.step for s in first if s.probe is not None] == [3, 4, 6, 9][: len(readings)]
     assert all(s.probe is None for s in progress if s.name == "two")
-    # Beyond its steps the stage keeps its last rate.
-    assert first[-1].metrics["learning_rate"] == pytest.approx(2e-3)
+    rates = [s.metrics["learning_rate"] for s in first]
+    assert rates[3] == pytest.approx(2e-3), "the stage's last step of its own"
+    assert rates[4::2] == pytest.approx([1e-2] * len(rates[4::2])), "half the peak, again"
 
 
 @pytest.mark.parametrize(

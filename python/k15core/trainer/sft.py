@@ -39,8 +39,8 @@ class Stage:
     """`steps` of `batch` demonstrations at a rate of up to `learning_rate`.
 
     With `until`, the probe is called every `until.every` steps. If its statistic is not there after
-    `steps`, the stage goes on at its last rate until it is, or to `max_steps` (twice `steps` unless
-    given).
+    `steps`, the stage goes on, warmed up again to half its peak, until it is, or to `max_steps`
+    (twice `steps` unless given).
     """
 
     name: str
@@ -67,13 +67,18 @@ class Stage:
             )
 
     def rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, …: linear warm-up, then the cosine."""
+        """The learning rate of step 0, 1, …: linear warm-up, then the cosine.
+
+        Beyond `steps`: a cosine from half the peak over half the steps, as often as it takes.
+        """
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        span = max(self.steps - 1 - self.warmup_steps, 1)
-        done = min((step - self.warmup_steps) / span, 1.0)
-        share = FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * share
+        if step < self.steps:
+            return _cosine(
+                self.learning_rate, step - self.warmup_steps, self.steps - self.warmup_steps
+            )
+        again = max(self.steps // 2, 1)
+        return _cosine(self.learning_rate / 2, (step - self.steps) % again, again)
 
     def ends(self, done: int, probed: Mapping[str, float] | None) -> bool:
         """Whether the stage is over after `done` steps, the last probe having said `probed`."""
@@ -96,6 +101,12 @@ class Stage:
         return InvalidInputError(
             f"stage {self.name}: {field} is {getattr(self, field)}: expected {expected}"
         )
+
+
+def _cosine(peak: float, step: int, steps: int) -> float:
+    """From the peak at step 0 to FINAL_SHARE of it at the last of `steps`."""
+    done = step / max(steps - 1, 1)
+    return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)
 
 
 @dataclass(frozen=True)
