@@ -17,9 +17,10 @@ $(VENV)/.ready: pyproject.toml scripts/setup.sh
 	@bash scripts/setup.sh $(VENV)
 	@touch $@
 
-build: $(VENV)/.built ## compile the Rust core and install the package, editable
+build: $(VENV)/.built ## compile the Rust core and the spawner and install the package, editable
 
 $(VENV)/.built: $(VENV)/.ready $(RUST)
+	@bash scripts/build_spawner.sh
 	@$(VENV)/bin/maturin develop --release --quiet >/dev/null
 	@touch $@
 
@@ -52,4 +53,4 @@ bench: build ## measure the claims against their peers; writes bench/out/summary
 	@$(PY) -m bench
 
 clean: ## remove what was built; runs/ stays
-	rm -rf $(VENV) .venv-* target bench/out python/k15core/*.so
+	rm -rf $(VENV) .venv-* target bench/out python/k15core/*.so python/k15core/_bin

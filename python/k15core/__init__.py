@@ -14,6 +14,7 @@ from k15core.errors import Error
 
 if TYPE_CHECKING:
     from k15core._core import PriorityIndex, PromptSampler, RepetitionDetector, Store
+    from k15core.sandbox import Sandbox
     from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "Prompt": "types",
     "PromptSampler": "_core",
     "RepetitionDetector": "_core",
+    "Sandbox": "sandbox",
     "Store": "_core",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "Prompt",
     "PromptSampler",
     "RepetitionDetector",
+    "Sandbox",
     "Store",
     "__version__",
 ]

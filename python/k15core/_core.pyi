@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Literal, Self, TypedDict, final
+from typing import Any, Literal, Self, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ __all__ = [
     "PriorityIndex",
     "PromptSampler",
     "RepetitionDetector",
+    "SandboxPool",
     "Store",
     "__version__",
     "uniforms",
@@ -424,3 +425,59 @@ class Store:
 
     def recovery_report(self) -> _RecoveryReport:
         """What opening found: files, records, bytes, and the torn tail that was cut, if any."""
+
+@final
+class SandboxPool:
+    """A pool of slots that runs sources; `k15core.sandbox.Sandbox` is its face."""
+
+    def __new__(
+        cls,
+        spawner: str | PathLike[str],
+        *,
+        runner: str,
+        slots: int,
+        least_slots: int,
+        limits: dict[str, float | int],
+        root: str | PathLike[str] | None,
+        binds: Sequence[tuple[str | PathLike[str], str]],
+        languages: Sequence[str],
+        allow_unenforced: Sequence[str],
+    ) -> Self: ...
+    def run(self, submission: dict[str, object]) -> dict[str, Any]:
+        """Run one submission: a dict of the fields of `k15core.sandbox.Submission`."""
+
+    def run_many(self, submissions: Sequence[dict[str, object]]) -> list[dict[str, Any]]:
+        """Run many, keeping every slot busy; results are in their order."""
+
+    def execute(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Sequence[str],
+        stdin: bytes,
+        files: dict[str, tuple[bytes, bool]],
+        fetch: Sequence[str],
+        limits: dict[str, float | int],
+        times: int,
+    ) -> dict[str, Any]:
+        """Run a program that is in the root already, `times` times; the last result."""
+
+    def languages(self) -> dict[str, list[str]]:
+        """The languages by name, each with the programs that it needs and that are missing."""
+
+    def capabilities(self) -> list[tuple[str, bool, str, str]]:
+        """What the host can hold a run to: (name, enforced, how, remedy) each."""
+
+    def limits(self) -> dict[str, Any]:
+        """The limits of a run that asks for nothing else."""
+
+    @property
+    def runner(self) -> str:
+        """The name of the runner in use."""
+
+    @property
+    def open_slots(self) -> int:
+        """How many slots are open now."""
+
+    def close(self) -> None:
+        """End the slots and remove all that was made; runs under way are waited for."""

@@ -34,3 +34,11 @@ class StorageError(Error, OSError):
 
 class VerifierError(Error):
     """A verifier failed by itself. Nothing is known about the response: it is not a wrong one."""
+
+
+class SandboxError(Error):
+    """The sandbox itself failed, or is closed. Nothing is known about the program."""
+
+
+class UnenforceableError(SandboxError):
+    """This host cannot hold a run to a limit that was asked for; the message says how it could."""

@@ -391,7 +391,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a sandboxed program did."""
+    """What a sandboxed program did.
+
+    `verdict` is one of ok, nonzero_exit, signalled, cpu_limit, wall_limit, memory_limit,
+    output_limit, compile_error, sandbox_error; only the last says nothing about the program, and
+    `message` then tells what failed. For compile_error the output is the compiler's. `truncated`:
+    stdout or stderr is cut at its limit. `peak_memory` is in bytes, 0 where the host cannot tell.
+    `files` are those that were asked for; what could not be handed out is in `refused_files`, with
+    the reason.
+    """
 
     verdict: str
     exit_code: int | None
@@ -403,6 +411,8 @@ class RunResult:
     wall_seconds: float
     peak_memory: int
     files: dict[str, bytes] = field(default_factory=dict)
+    refused_files: dict[str, str] = field(default_factory=dict)
+    message: str = ""
 
 
 class Sandbox(Protocol):

@@ -9,6 +9,7 @@ mod noise;
 mod priority_index;
 mod prompt_sampler;
 mod repetition;
+mod sandbox;
 mod store;
 mod views;
 
@@ -21,5 +22,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<priority_index::PriorityIndex>()?;
     module.add_class::<prompt_sampler::PromptSampler>()?;
     module.add_class::<store::Store>()?;
+    module.add_class::<sandbox::SandboxPool>()?;
     Ok(())
 }

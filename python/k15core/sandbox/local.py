@@ -1,0 +1,289 @@
+"""The sandbox in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from k15core._core import SandboxPool
+from k15core.errors import InvalidInputError
+from k15core.sandbox.limits import Limits
+from k15core.types import RunResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+_T = TypeVar("_T")
+
+SPAWNER = Path(__file__).parents[1] / "_bin" / "k15-spawner"
+"""The program that slots are made of; it comes with the package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A source to run, as `Sandbox.run` takes it."""
+
+    source: str
+    language: str
+    arguments: Sequence[str] = ()
+    stdin: bytes = b""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    fetch: Sequence[str] = ()
+    limits: Limits | None = None
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing that runs are held to: whether this host enforces it, how, and else what to do."""
+
+    name: str
+    enforced: bool
+    how: str
+    remedy: str
+
+
+class Sandbox:
+    """Runs sources of untrusted programs, each in a sandbox of its own.
+
+    A run has fresh pid, mount and IPC namespaces, no network, a read-only root with the host's
+    programs and libraries, and a file system of fixed size at /tmp, in which it starts (in
+    /tmp/work). It has no capabilities, a user of its own, and a list of system calls that it may
+    make. Nothing of one run is visible to the next.
+
+    `slots` is how many runs there can be at once; one slot is made in advance (`least_slots`), the
+    others when they are needed, and given up again when they are not. `root` is a directory with
+    another root file system; `binds` shows further files or directories of the host, read-only: a
+    path of the sandbox, and what is seen there. `languages` are files of languages in TOML that add
+    to the built-in table. `limits` are for runs that ask for nothing else.
+
+    A host that cannot enforce a limit is refused (UnenforceableError says what to do) unless
+    `allow_unenforced` names it: `memory_bytes`, `processes`, `cpu_seconds` or `cpus`.
+
+    All methods can be called from several threads at once and release the GIL. A process that was
+    forked from this one cannot use the sandbox: it opens its own.
+
+    >>> with Sandbox(slots=2) as sandbox:
+    ...     result = sandbox.run("print(6 * 7)", language="python")
+    >>> result.verdict, result.stdout
+    ('ok', b'42\\n')
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int | None = None,
+        runner: str = "auto",
+        limits: Limits | None = None,
+        least_slots: int = 1,
+        root: str | os.PathLike[str] | None = None,
+        binds: Mapping[str, str | os.PathLike[str]] | None = None,
+        languages: Sequence[str | os.PathLike[str]] = (),
+        allow_unenforced: Sequence[str] = (),
+    ) -> None:
+        self._slots = slots if slots is not None else os.cpu_count() or 1
+        self._pool = SandboxPool(
+            os.fspath(SPAWNER),
+            runner=runner,
+            slots=_count("slots", self._slots),
+            least_slots=_count("least_slots", least_slots),
+            limits=(limits or Limits()).given(),
+            root=None if root is None else os.fspath(root),
+            binds=[(os.fspath(source), target) for target, source in (binds or {}).items()],
+            languages=[_table(path) for path in languages],
+            allow_unenforced=list(allow_unenforced),
+        )
+        self._threads: ThreadPoolExecutor | None = None
+
+    def run(
+        self,
+        source: str,
+        *,
+        language: str,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        fetch: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> RunResult:
+        """Run one source and wait for its end.
+
+        `files` are put into the work directory by relative path; `fetch` names files of it that are
+        wanted back, in `RunResult.files` (those that are no regular files, or that a link leads to,
+        are in `refused_files` with the reason). A source that is compiled is compiled once for all
+        its inputs. Raises InvalidInputError for what makes no sense; a program that fails is a
+        verdict, not an exception.
+        """
+        submission = Submission(
+            source=source,
+            language=language,
+            arguments=arguments,
+            stdin=stdin,
+            files=files or {},
+            fetch=fetch,
+            limits=limits,
+        )
+        return RunResult(**self._pool.run(_as_dict(submission)))
+
+    def run_many(self, jobs: Sequence[Submission | Mapping[str, Any]]) -> list[RunResult]:
+        """Run many sources, keeping every slot busy; results are in the order of `jobs`.
+
+        A job is a `Submission` or a mapping of its fields.
+        """
+        submissions = [_as_dict(_submission(job)) for job in jobs]
+        return [RunResult(**result) for result in self._pool.run_many(submissions)]
+
+    async def run_async(
+        self,
+        source: str,
+        *,
+        language: str,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        fetch: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> RunResult:
+        """`run` without blocking the event loop. A cancelled task does not end the run."""
+        return await self._in_thread(
+            lambda: self.run(
+                source,
+                language=language,
+                stdin=stdin,
+                files=files,
+                fetch=fetch,
+                arguments=arguments,
+                limits=limits,
+            )
+        )
+
+    async def run_many_async(
+        self, jobs: Sequence[Submission | Mapping[str, Any]]
+    ) -> list[RunResult]:
+        """`run_many` without blocking the event loop."""
+        return await self._in_thread(lambda: self.run_many(jobs))
+
+    def execute(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        executables: Mapping[str, bytes] | None = None,
+        fetch: Sequence[str] = (),
+        limits: Limits | None = None,
+        times: int = 1,
+    ) -> RunResult:
+        """Run a program by its path in the sandbox, with nothing searched or added.
+
+        It is run `times` times, one run after the other, each in a sandbox of its own; the result
+        is the last one's.
+        """
+        plain = {path: (content, False) for path, content in (files or {}).items()}
+        executable = {path: (content, True) for path, content in (executables or {}).items()}
+        result = self._pool.execute(
+            list(arguments),
+            environment=[f"{name}={value}" for name, value in (environment or {}).items()],
+            stdin=stdin,
+            files=plain | executable,
+            fetch=list(fetch),
+            limits=(limits or Limits()).given(),
+            times=_count("times", times),
+        )
+        return RunResult(**result)
+
+    def languages(self) -> dict[str, list[str]]:
+        """The languages by name, each with the programs that it needs and that are missing."""
+        return self._pool.languages()
+
+    def capabilities(self) -> list[Capability]:
+        """What runs are held to here, and what not."""
+        return [Capability(*each) for each in self._pool.capabilities()]
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of a run that asks for nothing else."""
+        return Limits(**self._pool.limits())
+
+    @property
+    def runner(self) -> str:
+        """The name of the runner in use."""
+        return self._pool.runner
+
+    @property
+    def slots(self) -> int:
+        """How many runs there can be at once."""
+        return self._slots
+
+    @property
+    def open_slots(self) -> int:
+        """How many slots are made at the moment."""
+        return self._pool.open_slots
+
+    def close(self) -> None:
+        """End the slots and remove all that was made. Runs under way are waited for."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="k15-sandbox")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _submission(job: Submission | Mapping[str, Any]) -> Submission:
+    if isinstance(job, Submission):
+        return job
+    try:
+        return Submission(**job)
+    except TypeError as error:
+        message = f"jobs: {error}: expected the fields of k15core.sandbox.Submission"
+        raise InvalidInputError(message) from error
+
+
+def _as_dict(submission: Submission) -> dict[str, object]:
+    for name in ("source", "language"):
+        value = getattr(submission, name)
+        if not isinstance(value, str):
+            raise InvalidInputError(f"{name} = {value!r}: expected a string")
+    return {
+        "source": submission.source,
+        "language": submission.language,
+        "arguments": list(submission.arguments),
+        "stdin": submission.stdin,
+        "files": dict(submission.files),
+        "fetch": list(submission.fetch),
+        "limits": (submission.limits or Limits()).given(),
+    }
+
+
+def _count(field_name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidInputError(f"{field_name} = {value!r}: expected a count of at least 0")
+    return value
+
+
+def _table(path: str | os.PathLike[str]) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"languages = {os.fspath(path)!r}: expected a file of languages in TOML: {error}"
+        raise InvalidInputError(message) from error

@@ -1,0 +1,294 @@
+//! Sources in, verdicts out: languages and compiling on top of a pool.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::capability::{self, Capability};
+use crate::cgroup::Host;
+use crate::compiled::{Artifacts, Cache};
+use crate::language::{Language, Languages, LimitChanges};
+use crate::rootfs::{Bind, Plan, Source};
+use crate::runner::{Direct, Runner, Users};
+use crate::{
+    Error, InputFile, Job, Limits, Outcome, Pool, Result, Verdict, janitor::Janitor, parallel,
+    registry,
+};
+
+/// What a sandbox is made from.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The spawner's binary.
+    pub spawner: PathBuf,
+    /// `auto` or a runner's name.
+    pub runner: String,
+    /// The most runs at once.
+    pub slots: usize,
+    /// How many slots are made in advance and kept.
+    pub least_slots: usize,
+    /// What runs are given where they ask for nothing else.
+    pub limits: LimitChanges,
+    /// The root file system.
+    pub root: Source,
+    /// Directories and files of the host that runs see too, read-only.
+    pub binds: Vec<Bind>,
+    /// Tables of languages in TOML, over the built-in one.
+    pub languages: Vec<String>,
+    /// Names of [`capability::OPTIONAL`] limits that this host need not hold.
+    pub allow_unenforced: Vec<String>,
+}
+
+impl Options {
+    /// The defaults, with the spawner at `spawner`.
+    #[must_use]
+    pub fn new(spawner: impl Into<PathBuf>) -> Self {
+        Self {
+            spawner: spawner.into(),
+            runner: "auto".into(),
+            slots: 4,
+            least_slots: 1,
+            limits: LimitChanges::default(),
+            root: Source::default(),
+            binds: Vec::new(),
+            languages: Vec::new(),
+            allow_unenforced: Vec::new(),
+        }
+    }
+}
+
+/// A source to run.
+#[derive(Clone, Debug, Default)]
+pub struct Submission {
+    /// The program's text.
+    pub source: String,
+    /// Its language, by name.
+    pub language: String,
+    /// Arguments after those of the language's command.
+    pub arguments: Vec<String>,
+    /// What it can read from its standard input.
+    pub stdin: Vec<u8>,
+    /// Files in the work directory, by relative path.
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// Files that are wanted when it has ended, by relative path.
+    pub fetch: Vec<String>,
+    /// What it may use, over the sandbox's and the language's own.
+    pub limits: LimitChanges,
+}
+
+/// Runs sources in a pool of slots.
+pub struct Sandbox {
+    // Dropped in this order: the pool's slots, then what is left of its groups, then the janitor.
+    pool: Pool,
+    entry: registry::Entry,
+    janitor: Janitor,
+    languages: Languages,
+    limits: Limits,
+    capabilities: Vec<Capability>,
+    root: PathBuf,
+    compiled: Cache,
+}
+
+/// Every sandbox's own environment.
+const ENVIRONMENT: [&str; 5] = [
+    "PATH=/usr/local/bin:/usr/bin:/bin",
+    "HOME=/tmp/work",
+    "TMPDIR=/tmp",
+    "LANG=C.UTF-8",
+    "USER=runner",
+];
+
+impl Sandbox {
+    /// Opens a sandbox: cleans what dead processes have left, looks at what the host can do, and makes
+    /// the first slots.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unenforceable`] if the host cannot hold a limit that was not allowed to be missing,
+    /// [`Error::InvalidInput`] for options that make no sense, [`Error::SlotBroken`] with the spawner's
+    /// words if a slot cannot be made.
+    pub fn open(options: &Options) -> Result<Self> {
+        let host = Host::detect()?;
+        let capabilities = capability::capabilities(&host);
+        capability::require(&capabilities, &options.allow_unenforced)?;
+        let languages = Languages::new(options.languages.iter().map(String::as_str))?;
+        let limits = options.limits.apply(&Limits::default())?;
+        let plan = Plan::new(&options.root, &options.binds)?;
+        let root = match &options.root {
+            Source::Host => PathBuf::from("/"),
+            Source::Directory(path) => path.clone(),
+        };
+        if !options.spawner.is_file() {
+            let expected = "the spawner's binary (`make build` makes it)";
+            return Err(Error::invalid("spawner", options.spawner.display(), expected));
+        }
+        let entry = registry::Entry::new(&host)?;
+        let janitor = Janitor::start(&options.spawner, entry.path())?;
+        let users = Arc::new(Users::of_process(std::process::id()));
+        let runner: Box<dyn Runner> = match options.runner.as_str() {
+            "auto" | "direct" => Box::new(Direct::new(
+                options.spawner.clone(),
+                plan,
+                host,
+                entry.name.clone(),
+                users,
+            )),
+            other => {
+                let expected = "one of auto, direct";
+                return Err(Error::invalid("runner", format!("{other:?}"), expected));
+            }
+        };
+        let pool = Pool::open(runner, options.least_slots, options.slots)?;
+        let compiled = Cache::default();
+        Ok(Self { pool, entry, janitor, languages, limits, capabilities, root, compiled })
+    }
+
+    /// What this host can hold a run to.
+    #[must_use]
+    pub fn capabilities(&self) -> &[Capability] {
+        &self.capabilities
+    }
+
+    /// The languages by name, each with the programs that it needs and that are not there.
+    #[must_use]
+    pub fn languages(&self) -> BTreeMap<String, Vec<String>> {
+        self.languages.missing(&self.root)
+    }
+
+    /// The pool, for jobs that are no sources.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// What runs are given where they ask for nothing else.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Runs one source. What was compiled is kept, so the same source with other inputs is only run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidInput`] for a submission that makes no sense, [`Error::Unenforceable`] for a share
+    /// of processors on a host without the means, [`Error::Closed`] after [`Sandbox::close`].
+    pub fn run(&self, submission: &Submission) -> Result<Outcome> {
+        let language = self.languages.get(&submission.language)?;
+        let limits = submission.limits.apply(&language.limits.apply(&self.limits)?)?;
+        self.check_share(&limits)?;
+        let mut job = Job {
+            environment: environment(language),
+            stdin: submission.stdin.clone(),
+            fetch: submission.fetch.clone(),
+            limits,
+            ..Job::default()
+        };
+        for (path, content) in &submission.files {
+            job.files
+                .insert(path.clone(), InputFile { content: content.clone(), executable: false });
+        }
+        if let Some(command) = &language.compile {
+            match &*self.compile(submission, language, command)? {
+                Ok(artifacts) => {
+                    for (path, content) in artifacts {
+                        let content = content.clone();
+                        job.files.insert(path.clone(), InputFile { content, executable: true });
+                    }
+                }
+                Err(outcome) => return Ok(outcome.clone()),
+            }
+        } else {
+            let content = submission.source.clone().into_bytes();
+            job.files.insert(language.file.clone(), InputFile { content, executable: false });
+        }
+        set_command(&mut job, &language.run, &submission.arguments);
+        self.pool.run(&job)
+    }
+
+    /// Runs all `submissions`, keeping as many slots busy as there are; results are in their order.
+    ///
+    /// # Errors
+    ///
+    /// The first error of [`Sandbox::run`] in their order; the others have run all the same.
+    pub fn run_many(&self, submissions: &[Submission]) -> Result<Vec<Outcome>> {
+        let run = |submission: &Submission| self.run(submission);
+        parallel::map(submissions, self.pool.most(), run).into_iter().collect()
+    }
+
+    /// Ends the slots and removes all that was made. Runs under way are waited for.
+    pub fn close(&self) {
+        if self.pool.close() {
+            self.entry.close();
+            self.janitor.dismiss();
+        }
+    }
+
+    fn check_share(&self, limits: &Limits) -> Result<()> {
+        let share = self.capabilities.iter().find(|each| each.name == "cpus");
+        match share.filter(|each| limits.cpus.is_some() && !each.enforced) {
+            None => Ok(()),
+            Some(each) => Err(Error::Unenforceable {
+                what: each.name,
+                why: each.how.clone(),
+                remedy: each.remedy.clone(),
+            }),
+        }
+    }
+
+    /// What compiling left, or the outcome that tells why there is nothing.
+    fn compile(
+        &self,
+        submission: &Submission,
+        language: &Language,
+        command: &[String],
+    ) -> Result<Arc<std::result::Result<Artifacts, Outcome>>> {
+        self.compiled.get(submission, || {
+            let mut job = Job {
+                environment: environment(language),
+                fetch: language.artifacts.clone(),
+                limits: language.compile_limits.apply(&self.limits)?,
+                ..Job::default()
+            };
+            for (path, content) in &submission.files {
+                let file = InputFile { content: content.clone(), executable: false };
+                job.files.insert(path.clone(), file);
+            }
+            let content = submission.source.clone().into_bytes();
+            job.files.insert(language.file.clone(), InputFile { content, executable: false });
+            set_command(&mut job, command, &[]);
+            let mut outcome = self.pool.run(&job)?;
+            match outcome.verdict {
+                Verdict::Ok if outcome.refused.is_empty() => return Ok(Ok(outcome.files)),
+                Verdict::SandboxError => {}
+                verdict => {
+                    let missing: Vec<&str> = outcome.refused.keys().map(String::as_str).collect();
+                    outcome.message = if verdict == Verdict::Ok {
+                        format!("compiling left no {}", missing.join(", "))
+                    } else {
+                        format!("compiling ended with {verdict}")
+                    };
+                    outcome.verdict = Verdict::CompileError;
+                }
+            }
+            outcome.files.clear();
+            outcome.refused.clear();
+            Ok(Err(outcome))
+        })
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn environment(language: &Language) -> Vec<String> {
+    let own = ENVIRONMENT.iter().map(|&each| each.to_owned());
+    own.chain(language.environment.iter().cloned()).collect()
+}
+
+fn set_command(job: &mut Job, command: &[String], more: &[String]) {
+    job.program = command.first().cloned().unwrap_or_default();
+    job.arguments = command.iter().chain(more).cloned().collect();
+}

@@ -1,0 +1,193 @@
+//! What a slot has once, for all its runs: namespaces, the root, privileges, the filter.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::error::Step;
+use crate::rootfs::Plan;
+use crate::sys::credentials::{self, capability};
+use crate::sys::{self, descriptor, mount, process, seccomp};
+use crate::{Error, Result, seccomp as filter};
+
+/// Where the new root is put together: any directory that every host has. What was there is hidden
+/// from this process alone.
+const STAGING: &str = "/proc";
+
+/// Character devices of a run's /dev, all of major number 1.
+const DEVICES: [(&str, u32); 5] =
+    [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("shm", "/tmp"),
+];
+
+/// Makes this process a slot's spawner: afterwards it sees only the slot's root and may do only what
+/// runs need.
+pub(super) fn become_slot(plan: &Plan) -> Result<()> {
+    let namespaces =
+        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    process::unshare(namespaces).step(|| "make the slot's namespaces".into())?;
+    mount::make_all_private().step(|| "make mounts private".into())?;
+    process::set_host_name("sandbox").step(|| "name the host".into())?;
+    make_root(plan)?;
+    drop_privileges()
+}
+
+fn make_root(plan: &Plan) -> Result<()> {
+    // The views are taken before the staging directory hides anything.
+    let read_only = mount::attribute::READ_ONLY | mount::attribute::NO_SUID;
+    let mut views = Vec::with_capacity(plan.binds.len());
+    for bind in &plan.binds {
+        let step = || format!("bind {}", bind.source.display());
+        let view = mount::view(&path_string(&bind.source)?).step(step)?;
+        mount::set_attributes(view.as_fd(), read_only | mount::attribute::NO_DEV).step(step)?;
+        views.push((view, bind));
+    }
+    let copies = plan.copies.iter().map(|copy| (read_tree(&copy.source), &copy.target));
+    let copies: Vec<_> = copies.collect();
+
+    let options = [(c"size", c"16m"), (c"nr_inodes", c"16k"), (c"mode", c"755")];
+    let root = mount::detached(c"tmpfs", &options, mount::attribute::NO_SUID)
+        .step(|| "make the root".into())?;
+    let staging = path_string(Path::new(STAGING))?;
+    mount::attach(root.as_fd(), &staging).step(|| "attach the root".into())?;
+    descriptor::change_directory(&staging).step(|| "enter the root".into())?;
+
+    let here = Path::new(STAGING);
+    for directory in ["dev", "etc", "proc", "tmp"] {
+        fs::create_dir(here.join(directory)).step(|| format!("make /{directory}"))?;
+    }
+    make_devices(here)?;
+    for (path, says) in &plan.links {
+        symlink(says, inside(here, path)?).step(|| format!("link {path}"))?;
+    }
+    for (path, content) in &plan.files {
+        fs::write(inside(here, path)?, content).step(|| format!("write {path}"))?;
+    }
+    for (tree, target) in copies {
+        write_tree(&tree, &inside(here, target)?).step(|| format!("copy {target}"))?;
+    }
+    for (view, bind) in views {
+        attach_view(&view, &bind.source, &inside(here, &bind.target)?)?;
+    }
+    mount::set_attributes(root.as_fd(), read_only).step(|| "make the root read-only".into())?;
+    mount::pivot_into_working_directory().step(|| "change to the root".into())
+}
+
+fn make_devices(root: &Path) -> Result<()> {
+    let directory = root.join("dev");
+    for (name, minor) in DEVICES {
+        let path = directory.join(name);
+        descriptor::make_device(&path_string(&path)?, 1, minor, 0o666)
+            .step(|| format!("make /dev/{name}"))?;
+        // The mode above is cut by the umask.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
+            .step(|| format!("open up /dev/{name}"))?;
+    }
+    for (name, says) in DEVICE_LINKS {
+        symlink(says, directory.join(name)).step(|| format!("link /dev/{name}"))?;
+    }
+    Ok(())
+}
+
+fn attach_view(view: &OwnedFd, source: &Path, target: &Path) -> Result<()> {
+    let step = || format!("make {}", target.display());
+    if source.is_dir() {
+        fs::create_dir_all(target).step(step)?;
+    } else {
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).step(step)?;
+        }
+        fs::write(target, "").step(step)?;
+    }
+    mount::attach(view.as_fd(), &path_string(target)?).step(step)
+}
+
+/// What of a small tree is copied into the root.
+enum Tree {
+    Absent,
+    File(Vec<u8>),
+    Link(PathBuf),
+    Directory(Vec<(std::ffi::OsString, Tree)>),
+}
+
+/// Reads a small tree, leaving out what only its owner may read and what is larger than a few MiB.
+fn read_tree(path: &Path) -> Tree {
+    const LARGEST: u64 = 4 << 20;
+    let Ok(status) = fs::symlink_metadata(path) else { return Tree::Absent };
+    if status.is_symlink() {
+        // A link to outside the tree would lead nowhere: take what it points at, if that is a file.
+        let relative = fs::read_link(path).unwrap_or_default();
+        if relative.is_absolute() && relative.starts_with("/usr") {
+            return Tree::Link(relative);
+        }
+        return match fs::canonicalize(path) {
+            Ok(real) if real.is_file() => read_tree(&real),
+            _ => Tree::Link(relative),
+        };
+    }
+    if status.is_dir() {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        return Tree::Directory(
+            entries.map(|entry| (entry.file_name(), read_tree(&entry.path()))).collect(),
+        );
+    }
+    let readable = status.permissions().mode() & 0o004 != 0;
+    if status.is_file() && readable && status.len() <= LARGEST {
+        return fs::read(path).map_or(Tree::Absent, Tree::File);
+    }
+    Tree::Absent
+}
+
+fn write_tree(tree: &Tree, target: &Path) -> std::io::Result<()> {
+    match tree {
+        Tree::Absent => Ok(()),
+        Tree::File(content) => fs::write(target, content),
+        Tree::Link(says) => symlink(says, target),
+        Tree::Directory(entries) => {
+            fs::create_dir_all(target)?;
+            entries.iter().try_for_each(|(name, tree)| write_tree(tree, &target.join(name)))
+        }
+    }
+}
+
+/// `path`, absolute in the sandbox, as it is reached while the root is put together; its parents are made.
+fn inside(root: &Path, path: &str) -> Result<PathBuf> {
+    let path = root.join(path.trim_start_matches('/'));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).step(|| format!("make {}", parent.display()))?;
+    }
+    Ok(path)
+}
+
+fn path_string(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| Error::invalid("path", path.display(), "no NUL in it"))
+}
+
+/// Keeps what making a run needs, for as long as it is the spawner's: programs get nothing of it.
+fn drop_privileges() -> Result<()> {
+    let key = process::random_words().step(|| "draw the setup key".into())?[0];
+    credentials::leave_groups().step(|| "leave groups".into())?;
+    credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;
+    let keep = [
+        capability::CHOWN,
+        capability::DAC_OVERRIDE,
+        capability::SETGID,
+        capability::SETUID,
+        capability::SYS_ADMIN,
+    ];
+    let keep = keep.iter().fold(0, |bits, number| bits | 1 << number);
+    credentials::keep_capabilities(keep).step(|| "drop capabilities".into())?;
+    credentials::set_no_new_privileges().step(|| "set no_new_privs".into())?;
+    seccomp::load(&filter::compile(filter::RULES, key)).step(|| "load the filter".into())?;
+    sys::set_setup_key(key);
+    Ok(())
+}

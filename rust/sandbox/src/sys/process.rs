@@ -1,0 +1,182 @@
+//! Processes: waiting, killing, namespaces, signals, clocks.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::descriptor::own;
+use super::raw::{int, syscall, word};
+use super::{Errno, Result};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It called exit.
+    Exited(i32),
+    /// A signal ended it.
+    Signalled(i32),
+}
+
+impl Ending {
+    /// Reads a wait status.
+    #[must_use]
+    pub fn from_status(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Exited((status >> 8) & 0xff),
+            signal => Self::Signalled(signal),
+        }
+    }
+}
+
+/// Waits for a child (`-1`: any) to end: its number and wait status.
+pub fn wait(pid: i32) -> Result<(i32, i32)> {
+    let mut status = 0i32;
+    loop {
+        let arguments = [word(pid), (&raw mut status) as usize, libc::__WALL as usize, 0, 0, 0];
+        // SAFETY: `status` is writable; no usage is asked for.
+        match unsafe { syscall(libc::SYS_wait4, arguments) } {
+            Err(Errno(libc::EINTR)) => {}
+            other => return other.map(|pid| (int(pid), status)),
+        }
+    }
+}
+
+/// Ends this process, with no clean-up of any kind.
+pub fn exit(status: i32) -> ! {
+    loop {
+        // SAFETY: ends the process.
+        let _ = unsafe { syscall(libc::SYS_exit_group, [word(status), 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// Asks that this process be killed when the thread that started it ends.
+pub fn die_with_parent() -> Result<()> {
+    let arguments = [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0, 0];
+    // SAFETY: plain integers.
+    unsafe { syscall(libc::SYS_prctl, arguments) }?;
+    Ok(())
+}
+
+/// The number of this process's parent; 0 if it is outside this pid namespace.
+#[must_use]
+pub fn parent() -> i32 {
+    // SAFETY: no arguments; cannot fail.
+    unsafe { syscall(libc::SYS_getppid, [0; 6]) }.map_or(0, int)
+}
+
+/// A descriptor that stands for a process and is readable when it has ended.
+pub fn open_pidfd(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: plain integers.
+    unsafe { syscall(libc::SYS_pidfd_open, [word(pid), 0, 0, 0, 0, 0]) }.map(own)
+}
+
+/// A copy of descriptor `number` of the process behind `pidfd`.
+pub fn take_descriptor(pidfd: BorrowedFd<'_>, number: i32) -> Result<OwnedFd> {
+    let arguments = [word(pidfd.as_raw_fd()), word(number), 0, 0, 0, 0];
+    // SAFETY: plain integers.
+    unsafe { syscall(libc::SYS_pidfd_getfd, arguments) }.map(own)
+}
+
+/// Sends `signal` to the process behind `pidfd`; one that has ended already is no error.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    let arguments = [word(pidfd.as_raw_fd()), word(signal), 0, 0, 0, 0];
+    // SAFETY: no siginfo is passed.
+    match unsafe { syscall(libc::SYS_pidfd_send_signal, arguments) } {
+        Ok(_) | Err(Errno(libc::ESRCH)) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Kills process `pid`; one that has ended already is no error.
+///
+/// For processes listed in a cgroup of our own: a pidfd is opened first, so that the number cannot
+/// come to mean another process between the look and the kill, and `still_ours` is asked in between.
+pub fn kill_checked(pid: i32, still_ours: impl FnOnce() -> bool) -> Result<()> {
+    let pidfd = match open_pidfd(pid) {
+        Err(Errno(libc::ESRCH)) => return Ok(()),
+        other => other?,
+    };
+    if still_ours() {
+        use std::os::fd::AsFd;
+        send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+    }
+    Ok(())
+}
+
+/// Moves this process into new namespaces (`CLONE_NEW*`).
+pub fn unshare(namespaces: i32) -> Result<()> {
+    // SAFETY: only namespace flags are used by the crate; memory and descriptors stay as they are.
+    unsafe { syscall(libc::SYS_unshare, [word(namespaces), 0, 0, 0, 0, 0]) }?;
+    Ok(())
+}
+
+/// Names the host of this uts namespace.
+pub fn set_host_name(name: &str) -> Result<()> {
+    // SAFETY: `name` is readable for its length.
+    unsafe { syscall(libc::SYS_sethostname, [name.as_ptr() as usize, name.len(), 0, 0, 0, 0]) }?;
+    Ok(())
+}
+
+/// Starts a session of its own: no terminal.
+pub fn start_session() -> Result<()> {
+    // SAFETY: no arguments.
+    unsafe { syscall(libc::SYS_setsid, [0; 6]) }?;
+    Ok(())
+}
+
+/// Blocks every signal that can be blocked (`true`), or none.
+pub fn block_signals(block: bool) -> Result<()> {
+    let set: u64 = if block { u64::MAX } else { 0 };
+    let arguments =
+        [libc::SIG_SETMASK as usize, (&raw const set) as usize, 0, size_of::<u64>(), 0, 0];
+    // SAFETY: the kernel's signal set is one u64; no old set is asked for.
+    unsafe { syscall(libc::SYS_rt_sigprocmask, arguments) }?;
+    Ok(())
+}
+
+/// Gives every signal its default action: what is ignored here would stay ignored over exec.
+pub fn reset_signals() {
+    let default = [0u64; 4]; // struct kernel_sigaction: SIG_DFL, no flags
+    for signal in 1..=64 {
+        let arguments = [signal, default.as_ptr() as usize, 0, size_of::<u64>(), 0, 0];
+        // SAFETY: the structure is read for its 32 bytes. SIGKILL and SIGSTOP answer EINVAL.
+        let _ = unsafe { syscall(libc::SYS_rt_sigaction, arguments) };
+    }
+}
+
+/// Time since an arbitrary start, never set back.
+#[must_use]
+pub fn monotonic() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// Processor time of this process.
+#[must_use]
+pub fn processor_time() -> Duration {
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn clock(id: i32) -> Duration {
+    let mut time = [0u64; 2]; // struct timespec
+    // SAFETY: `time` has room for the structure.
+    let result = unsafe {
+        syscall(libc::SYS_clock_gettime, [word(id), time.as_mut_ptr() as usize, 0, 0, 0, 0])
+    };
+    debug_assert!(result.is_ok());
+    Duration::new(time[0], u32::try_from(time[1]).unwrap_or(0))
+}
+
+/// Sixteen bytes from the kernel's random source, as two words.
+pub fn random_words() -> Result<[u64; 2]> {
+    let mut words = [0u64; 2];
+    let arguments = [words.as_mut_ptr() as usize, size_of_val(&words), 0, 0, 0, 0];
+    // SAFETY: `words` is writable for its size. So few bytes are never cut short.
+    unsafe { syscall(libc::SYS_getrandom, arguments) }?;
+    Ok(words)
+}
+
+/// Keeps this process's memory from being reclaimed: it lives beside a run that eats memory.
+pub fn lock_memory() -> Result<()> {
+    // SAFETY: pages become resident; nothing moves.
+    unsafe { syscall(libc::SYS_mlockall, [libc::MCL_CURRENT as usize, 0, 0, 0, 0, 0]) }?;
+    Ok(())
+}

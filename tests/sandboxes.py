@@ -1,0 +1,74 @@
+"""What tests of the sandbox share: where it can run, and what it must leave alone on the host."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from k15core.errors import SandboxError
+from k15core.sandbox import Sandbox
+from k15core.sandbox.local import SPAWNER
+
+RUNNERS = ("direct",)
+"""Every runner of the sandbox. Each attack runs against each."""
+
+
+@cache
+def why_not(runner: str) -> str:
+    """Why sandboxes of this runner cannot be opened here; empty if they can."""
+    if not SPAWNER.is_file():
+        return f"{SPAWNER} is missing: bash scripts/build_spawner.sh"
+    try:
+        Sandbox(slots=1, runner=runner).close()
+    except SandboxError as error:
+        return str(error)
+    return ""
+
+
+def need(runner: str = "auto") -> None:
+    """Skip the test, saying why, where this runner cannot run."""
+    reason = why_not(runner)
+    if reason:
+        pytest.skip(reason)
+
+
+def spawners() -> set[int]:
+    """The spawners that this process has started and that are alive."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            words = (path.parent / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        state, parent = rest.split()[:2]
+        if name == "k15-spawner" and state != "Z" and int(parent) == _own_pid():
+            found |= {int(path.parent.name)} if b"serve" in words else set()
+    return found
+
+
+def run_processes() -> list[str]:
+    """Processes on this host that run as a sandbox's user, with what they are."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            status = dict(
+                line.split(":\t", 1) for line in path.read_text().splitlines() if ":\t" in line
+            )
+        except OSError:
+            continue
+        user = int(status["Uid"].split()[0])
+        if 0x7000_0000 <= user < 0x7800_0000 and not status["State"].startswith(("Z", "X")):
+            found.append(f"{path.parent.name} {status['Name']} uid {user}")
+    return found
+
+
+def groups() -> list[Path]:
+    """Directories of pools of this process in the host's cgroups."""
+    return sorted(Path("/sys/fs/cgroup").rglob(f"k15core-{_own_pid()}-*"))
+
+
+def _own_pid() -> int:
+    return int(Path("/proc/self").resolve().name)
