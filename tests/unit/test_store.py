@@ -364,16 +364,16 @@ def test_append_many_is_append_for_each(store: Store) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": np.array([1])}, "tokens = ndarray of int64, shape .*int32"),
-        ({"tokens": [1]}, "tokens = list: expected a contiguous numpy array of int32"),
-        ({"tokens": np.ones((1, 1), np.int32)}, r"tokens = ndarray of int32, shape \(1, 1\)"),
+        ({"tokens": np.array([1])}, "tokens = an array of int64 with 1 axes: expected a one-dim"),
+        ({"tokens": [1]}, "tokens = list: expected a one-dimensional array of int32"),
+        ({"tokens": np.ones((1, 1), np.int32)}, "tokens = an array of int32 with 2 axes"),
         ({"tokens": ids(-1)}, "tokens = -1 at 0: expected token ids of at least 0"),
         ({"log_probs": probs(2)}, "log_probs = 2 entries: expected 1, one for each of tokens"),
         ({"log_probs": np.array([np.nan], np.float32)}, "log_probs = NaN at 0: expected finite"),
-        ({"offset": -1}, r"offset = -1: expected a whole number between 0 and 2\*\*32"),
+        ({"offset": -1}, "offset = -1: expected an integer from 0 to 4294967295"),
         ({"trajectory_id": 1}, "trajectory_id = 1: expected an id below 1"),
-        ({"epoch": 1.5}, r"epoch = 1\.5: expected a whole number"),
-        ({"version": 2**32}, r"version = 4294967296: expected a whole number"),
+        ({"epoch": 1.5}, r"epoch = 1\.5: expected an integer"),
+        ({"version": 2**32}, r"version = 4294967296: expected an integer"),
         ({"version": 0}, "version = 0: expected at least 1"),
         ({"loss_mask": np.array([2], np.uint8)}, "loss_mask = 2 at 0: expected 0 or 1"),
     ],
@@ -399,7 +399,7 @@ def test_a_wrong_append_is_named(changes: dict[str, object], message: str) -> No
     ("prompt", "message"),
     [
         (Prompt(1, ids(), ""), "prompt.input_ids = empty: expected at least one token"),
-        (Prompt(1, np.zeros(2), ""), "prompt.input_ids = ndarray of float64"),  # type: ignore[arg-type]
+        (Prompt(1, np.zeros(2), ""), "prompt.input_ids = an array of float64"),  # type: ignore[arg-type]
         (Prompt("x", ids(1), ""), "prompt.prompt_id = 'x': expected an int64"),  # type: ignore[arg-type]
         (Prompt(1, ids(1), 4), "prompt.answer = 4: expected a str"),  # type: ignore[arg-type]
         (Prompt(1, ids(1), "", difficulty=float("nan")), "prompt.difficulty = NaN"),

@@ -3,7 +3,6 @@
 use pyo3::prelude::*;
 
 mod argument;
-mod arguments;
 mod error;
 mod noise;
 mod priority_index;

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
-use crate::arguments::{array, natural, slice};
+use crate::argument::{Column, column, natural};
 use crate::error::{CoreError, Result};
 use crate::views::{self, Pool};
 
@@ -152,8 +152,8 @@ impl Store {
     ) -> PyResult<Vec<u64>> {
         let k = natural("k", k)?;
         let version = version.map_or(Ok(0), |version| natural("version", version))?;
-        let input_ids = array("prompt.input_ids", "int32", &prompt.getattr("input_ids")?)?;
-        let tokens = slice("prompt.input_ids", &input_ids)?;
+        let input_ids = column("prompt.input_ids", &prompt.getattr("input_ids")?, "int32")?;
+        let tokens = &*input_ids.values();
         let prompt_id: i64 = field(prompt, "prompt.prompt_id", "prompt_id", "an int64")?;
         let answer: String = field(prompt, "prompt.answer", "answer", "a str")?;
         let tags: Vec<String> = field(prompt, "prompt.tags", "tags", "a tuple of str")?;
@@ -217,16 +217,17 @@ impl Store {
         version: &Bound<'_, PyAny>,
         loss_mask: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let tokens = array("tokens", "int32", tokens)?;
-        let log_probs = array("log_probs", "float32", log_probs)?;
-        let mask = loss_mask.map(|mask| array("loss_mask", "uint8", mask)).transpose()?;
+        let tokens = column("tokens", tokens, "int32")?;
+        let log_probs = column("log_probs", log_probs, "float32")?;
+        let mask = loss_mask.map(|mask| column("loss_mask", mask, "uint8")).transpose()?;
+        let mask = mask.as_ref().map(Column::values);
         let chunk = core::Chunk {
             trajectory_id: natural("trajectory_id", trajectory_id)?,
             epoch: natural("epoch", epoch)?,
             offset: natural("offset", offset)?,
-            tokens: slice("tokens", &tokens)?,
-            log_probs: slice("log_probs", &log_probs)?,
-            loss_mask: mask.as_ref().map(|mask| slice("loss_mask", mask)).transpose()?,
+            tokens: &tokens.values(),
+            log_probs: &log_probs.values(),
+            loss_mask: mask.as_deref(),
         };
         let version = natural("version", version)?;
         self.needing_room(py, |store| store.append_many(&[chunk], version))
@@ -245,20 +246,21 @@ impl Store {
         log_probs: &Bound<'_, PyAny>,
         version: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let ids = array::<i64>("trajectory_ids", "int64", trajectory_ids)?;
-        let epochs = array::<i64>("epochs", "int64", epochs)?;
-        let offsets = array::<i64>("offsets", "int64", offsets)?;
-        let cu_seqlens = array::<i32>("cu_seqlens", "int32", cu_seqlens)?;
-        let tokens = array::<i32>("tokens", "int32", tokens)?;
-        let log_probs = array::<f32>("log_probs", "float32", log_probs)?;
+        let ids = column::<i64>("trajectory_ids", trajectory_ids, "int64")?;
+        let epochs = column::<i64>("epochs", epochs, "int64")?;
+        let offsets = column::<i64>("offsets", offsets, "int64")?;
+        let cu_seqlens = column::<i32>("cu_seqlens", cu_seqlens, "int32")?;
+        let tokens = column::<i32>("tokens", tokens, "int32")?;
+        let log_probs = column::<f32>("log_probs", log_probs, "float32")?;
         let version = natural("version", version)?;
+        let (tokens, log_probs) = (tokens.values(), log_probs.values());
         let chunks = split(
-            slice("trajectory_ids", &ids)?,
-            slice("epochs", &epochs)?,
-            slice("offsets", &offsets)?,
-            slice("cu_seqlens", &cu_seqlens)?,
-            slice("tokens", &tokens)?,
-            slice("log_probs", &log_probs)?,
+            &ids.values(),
+            &epochs.values(),
+            &offsets.values(),
+            &cu_seqlens.values(),
+            &tokens,
+            &log_probs,
         )?;
         self.needing_room(py, |store| store.append_many(&chunks, version))
     }
