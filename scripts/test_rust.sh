@@ -4,8 +4,8 @@ set -euo pipefail
 # The bindings link against Python only inside Python, so they are tested from there.
 packages=(--workspace --exclude k15-python)
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run "${packages[@]}" --release --no-tests pass
+  cargo nextest run "${packages[@]}" --no-tests pass
 else
-  cargo test "${packages[@]}" --release --lib --bins --tests
+  cargo test "${packages[@]}" --lib --bins --tests
 fi
-cargo test "${packages[@]}" --release --doc --quiet
+cargo test "${packages[@]}" --doc --quiet
