@@ -95,8 +95,9 @@ impl Curriculum {
         };
         let to = match self.pace {
             Some(Pace { start, iterations }) if iteration < iterations => {
-                let share = start + (1.0 - start) * iteration as f64 / iterations as f64;
-                easiest + (hardest - easiest) * share
+                // Divided last: with start = 0 and whole labels the bound is on a label exactly.
+                let reached = start * iterations as f64 + (1.0 - start) * iteration as f64;
+                easiest + (hardest - easiest) * reached / iterations as f64
             }
             _ => f64::INFINITY,
         };

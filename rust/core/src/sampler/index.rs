@@ -214,7 +214,7 @@ impl PriorityIndex {
     /// Draws up to `count` different entries and leaves their weights 0; also what they weighed.
     pub(super) fn take(&mut self, count: usize, noise: &mut Stream) -> (Vec<usize>, Vec<f64>) {
         let (mut drawn, mut weights) = (Vec::new(), Vec::new());
-        while drawn.len() < count {
+        while drawn.len() < count && self.total() > 0.0 {
             let Some(at) = self.find(noise.uniform() * self.total()) else { break };
             weights.push(self.weight(at));
             drawn.push(at);

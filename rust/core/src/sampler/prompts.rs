@@ -176,15 +176,14 @@ impl PromptSampler {
         for (&place, &reward) in touched.iter().zip(mean_rewards) {
             self.rates.record(place, f64::from(reward), version);
         }
-        // If the basis still holds, the other prompts' weights do too.
-        match self.basis {
-            Some(basis) if basis.version == self.basis_version() => {
-                let weights: Vec<f64> =
-                    touched.iter().map(|&place| self.weight(&basis, place)).collect();
-                self.index.write(&touched, weights.into_iter());
-                self.index.repair(touched);
-            }
-            _ => self.basis = None,
+        // Where nothing else has changed, the other prompts' weights still hold.
+        if let Some(basis) = self.basis
+            && basis.version == self.basis_version()
+        {
+            let weights: Vec<f64> =
+                touched.iter().map(|&place| self.weight(&basis, place)).collect();
+            self.index.write(&touched, weights.into_iter());
+            self.index.repair(touched);
         }
         Ok(())
     }

@@ -1,29 +1,9 @@
 //! The index against a linear scan, and its draws against the probabilities that it promises.
 
-use k15_core::noise::splitmix64;
 use k15_core::sampler::PriorityIndex;
 use proptest::prelude::*;
 
-/// The entry in which `target` falls on the line of cumulative weights, by walking along it.
-fn scan(weights: &[f64], target: f64) -> usize {
-    let mut sum = 0.0;
-    for (entry, weight) in weights.iter().enumerate() {
-        sum += weight;
-        if target < sum {
-            return entry;
-        }
-    }
-    panic!("target {target} lies past the total {sum}");
-}
-
-/// The draws' own random numbers: SplitMix64 as published, in [0, 1).
-fn uniforms(seed: u64) -> impl Iterator<Item = f64> {
-    let start = splitmix64(seed);
-    (0u64..).map(move |i| {
-        let bits = splitmix64(start.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        (bits >> 11) as f64 / (1u64 << 53) as f64
-    })
-}
+use crate::oracle::{entry, scan, uniforms};
 
 /// Integers as weights: all their sums are exact in f64, whatever the order of addition.
 fn whole() -> impl Strategy<Value = f64> {
@@ -35,10 +15,6 @@ fn history() -> impl Strategy<Value = (usize, Vec<Vec<(usize, f64)>>)> {
         let calls = prop::collection::vec(prop::collection::vec((0..n, whole()), 0..80), 1..8);
         (Just(n), calls)
     })
-}
-
-fn entry(at: usize) -> i64 {
-    i64::try_from(at).unwrap()
 }
 
 fn replay(n: usize, calls: &[Vec<(usize, f64)>]) -> (PriorityIndex, Vec<f64>) {
@@ -129,6 +105,15 @@ proptest! {
         prop_assert_eq!(index.all_weights(), want);
         prop_assert_eq!(index.total(), 5.0);
     }
+}
+
+#[test]
+fn a_boundary_belongs_to_the_entry_that_begins_there() {
+    let mut index = PriorityIndex::new(70).unwrap();
+    index.update(&[0, 1, 9, 69], &[0.0, 2.0, 3.0, 4.0]).unwrap();
+    let found = [0.0, 1.0, 2.0, 4.9, 5.0, 8.9].map(|target| index.find(target).unwrap());
+    assert_eq!(found, [1, 1, 9, 9, 69, 69]);
+    assert_eq!(PriorityIndex::new(70).unwrap().find(0.0), None);
 }
 
 fn chi_square(counts: &[u32], probabilities: &[f64]) -> f64 {

@@ -3,3 +3,5 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may end by panicking")]
 
 mod index;
+mod oracle;
+mod prompts;
