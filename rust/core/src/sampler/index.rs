@@ -7,7 +7,7 @@ use crate::{Error, Result};
 const FANOUT: usize = 8;
 
 /// Draws that go down the tree side by side, so that their cache misses overlap.
-const ABREAST: usize = 64;
+const ABREAST: usize = 128;
 
 /// The most entries that an index can have.
 pub const MAX_ENTRIES: usize = 1 << 31;
@@ -24,26 +24,32 @@ impl Line {
         self.0.iter().fold(0.0, |sum, child| sum + child)
     }
 
-    /// The child in whose share `target` lies, and how far into that share.
-    ///
-    /// A target at or past the line's sum, which rounding can produce, goes to the last child that
-    /// has any weight, and stays past every sum from there on down.
+    /// The child in whose share `target` lies, and how far into that share; the last child for a
+    /// target at or past the line's sum.
     #[inline]
     fn find(&self, target: f64) -> (usize, f64) {
         // Sums first, then comparisons: the compiler keeps this free of branches, which would be
         // mispredicted at every level.
-        let mut before = [0.0; FANOUT + 1];
-        for (child, weight) in self.0.iter().enumerate() {
-            before[child + 1] = before[child] + weight;
+        let mut before = [0.0; FANOUT];
+        for child in 1..FANOUT {
+            before[child] = before[child - 1] + self.0[child - 1];
         }
-        let child = before[1..].iter().map(|&sum| usize::from(sum <= target)).sum();
-        if child < FANOUT { (child, target - before[child]) } else { (self.last(), f64::INFINITY) }
+        let child = before[1..].iter().map(|&sum| usize::from(sum <= target)).sum::<usize>();
+        (child, target - before[child])
     }
 
-    #[cold]
-    fn last(&self) -> usize {
-        self.0.iter().rposition(|&weight| weight > 0.0).unwrap_or(0)
+    fn last(&self) -> Option<usize> {
+        self.0.iter().rposition(|&weight| weight > 0.0)
     }
+}
+
+/// One level down: from a line and a target to the line of the child, and the target in it.
+#[inline]
+fn step((node, target): (usize, f64), level: &[Line]) -> (usize, f64) {
+    // Past the last line there is nothing: only a target past the total goes there.
+    let node = node.min(level.len() - 1);
+    let (child, rest) = level[node].find(target);
+    (node * FANOUT + child, rest)
 }
 
 /// Entries 0, 1, … with a weight each, drawn with probability weight / total.
@@ -183,12 +189,17 @@ impl PriorityIndex {
             let lanes = &mut lanes[..ABREAST.min(count - drawn.len())];
             lanes.fill_with(|| (0, noise.uniform() * total));
             for level in self.levels.iter().rev() {
-                for (node, target) in lanes.iter_mut() {
-                    let (child, rest) = level[*node].find(*target);
-                    (*node, *target) = (*node * FANOUT + child, rest);
+                // One load of each line first: so few instructions lie between them that their
+                // cache misses are under way all at once.
+                let touched = lanes.iter().fold(0, |bits, &(node, _)| {
+                    bits | level[node.min(level.len() - 1)].0[0].to_bits()
+                });
+                std::hint::black_box(touched);
+                for lane in lanes.iter_mut() {
+                    *lane = step(*lane, level);
                 }
             }
-            drawn.extend(lanes.iter().map(|&(entry, _)| entry));
+            drawn.extend(lanes.iter().map(|&(at, _)| self.settle(at)));
         }
         drawn
     }
@@ -229,11 +240,32 @@ impl PriorityIndex {
         if self.total() <= 0.0 {
             return None;
         }
-        let down = |(node, target): (usize, f64), level: &Vec<Line>| {
-            let (child, rest) = level[node].find(target);
-            (node * FANOUT + child, rest)
-        };
-        Some(self.levels.iter().rev().fold((0, target), down).0)
+        let leaf = self.levels.iter().rev().fold((0, target), |lane, level| step(lane, level)).0;
+        Some(self.settle(leaf))
+    }
+
+    /// The entry that a descent ended at, or the nearest before it that weighs something: rounding
+    /// can take a target past the last weight of a line.
+    #[inline]
+    fn settle(&self, at: usize) -> usize {
+        if self.weight(at) > 0.0 { at } else { self.last_before(at) }
+    }
+
+    #[cold]
+    fn last_before(&self, at: usize) -> usize {
+        let mut node = at;
+        for (height, level) in self.levels.iter().enumerate() {
+            let mut line = level[node / FANOUT];
+            line.0[node % FANOUT..].fill(0.0);
+            node /= FANOUT;
+            if let Some(child) = line.last() {
+                let down = |node: usize, below: &Vec<Line>| {
+                    node * FANOUT + below[node].last().unwrap_or(0)
+                };
+                return self.levels[..height].iter().rev().fold(node * FANOUT + child, down);
+            }
+        }
+        at
     }
 
     fn weight(&self, at: usize) -> f64 {
