@@ -18,7 +18,7 @@ from bench.harness import (
     peer_environment,
     peer_process,
 )
-from bench.peers.priority import BATCH, CALLS, ENTRIES, Batches
+from bench.sampler_batches import BATCH, CALLS, ENTRIES, Batches
 from k15core import PriorityIndex
 
 PEERS = {
