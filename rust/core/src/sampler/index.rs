@@ -244,21 +244,19 @@ impl PriorityIndex {
         Some(self.settle(leaf))
     }
 
-    /// The entry that a descent ended at, or the nearest before it that weighs something: rounding
-    /// can take a target past the last weight of a line.
+    /// The entry that a descent ended at, or, where rounding took the target past the last weight
+    /// of a line and so to an entry of weight 0, the last that weighs something in that line.
     #[inline]
     fn settle(&self, at: usize) -> usize {
-        if self.weight(at) > 0.0 { at } else { self.last_before(at) }
+        if self.weight(at) > 0.0 { at } else { self.last_of_line(at) }
     }
 
     #[cold]
-    fn last_before(&self, at: usize) -> usize {
+    fn last_of_line(&self, at: usize) -> usize {
         let mut node = at;
         for (height, level) in self.levels.iter().enumerate() {
-            let mut line = level[node / FANOUT];
-            line.0[node % FANOUT..].fill(0.0);
             node /= FANOUT;
-            if let Some(child) = line.last() {
+            if let Some(child) = level[node].last() {
                 let down = |node: usize, below: &Vec<Line>| {
                     node * FANOUT + below[node].last().unwrap_or(0)
                 };
