@@ -10,6 +10,8 @@ mod prompt_sampler;
 mod repetition;
 mod sandbox;
 mod store;
+mod store_answers;
+mod store_arguments;
 mod views;
 
 /// Registers every class and function of the module.

@@ -12,7 +12,9 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
 use crate::argument::{Column, column, natural};
-use crate::error::{CoreError, Result};
+use crate::error::Result;
+use crate::store_answers;
+use crate::store_arguments::{field, split};
 use crate::views::{self, Pool};
 
 /// How long a call that waits for room sleeps before it looks for signals.
@@ -391,129 +393,15 @@ impl Store {
     ) -> PyResult<Bound<'py, PyDict>> {
         let id = natural("trajectory_id", trajectory_id)?;
         let view = self.with(py, |store| store.trajectory(id))?;
-        let fields = PyDict::new(py);
-        fields.set_item("trajectory_id", id)?;
-        fields.set_item("group_id", view.group_id)?;
-        fields.set_item("prompt_id", view.prompt_id)?;
-        fields.set_item("state", view.state.name())?;
-        fields.set_item("epoch", view.holder.map(|(epoch, _)| epoch))?;
-        fields.set_item("deadline", view.holder.map(|(_, deadline)| deadline))?;
-        fields.set_item("finish_reason", view.finish_reason.map(FinishReason::name))?;
-        fields.set_item("reward", view.reward)?;
-        fields.set_item("prompt_tokens", PyArray1::from_vec(py, view.prompt_tokens))?;
-        fields.set_item("tokens", PyArray1::from_vec(py, view.tokens))?;
-        fields.set_item("log_probs", PyArray1::from_vec(py, view.log_probs))?;
-        fields.set_item("loss_mask", PyArray1::from_vec(py, view.loss_mask))?;
-        fields.set_item("versions", PyArray1::from_vec(py, view.versions))?;
-        Ok(fields)
+        store_answers::trajectory(py, id, view)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.with(py, |store| Ok(store.stats()))?;
-        let fields = PyDict::new(py);
-        let names = ["unfinished", "finished", "scored", "gone"];
-        for (name, count) in names.iter().zip(stats.trajectories) {
-            fields.set_item(name, count)?;
-        }
-        fields.set_item("groups", stats.groups)?;
-        fields.set_item("groups_ready", stats.groups_ready)?;
-        fields.set_item("groups_gone", stats.groups_gone)?;
-        fields.set_item("tokens", stats.tokens)?;
-        fields.set_item("bytes_live", stats.bytes_live)?;
-        fields.set_item("bytes_written", stats.bytes_written)?;
-        fields.set_item("bytes_allocated", stats.bytes_allocated)?;
-        fields.set_item("capacity_bytes", stats.capacity_bytes)?;
-        fields.set_item("files", stats.files)?;
-        fields.set_item("spare_files", stats.spare_files)?;
-        Ok(fields)
+        store_answers::stats(py, &self.with(py, |store| Ok(store.stats()))?)
     }
 
     fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let report = self.with(py, |store| Ok(store.recovery_report().clone()))?;
-        let fields = PyDict::new(py);
-        fields.set_item("files", report.files)?;
-        fields.set_item("records", report.records)?;
-        fields.set_item("bytes", report.bytes)?;
-        let torn = report.torn.map(|torn| -> PyResult<_> {
-            let fields = PyDict::new(py);
-            fields.set_item("file", torn.file)?;
-            fields.set_item("offset", torn.offset)?;
-            fields.set_item("bytes", torn.bytes)?;
-            fields.set_item("record", torn.record)?;
-            Ok(fields)
-        });
-        fields.set_item("torn", torn.transpose()?)?;
-        Ok(fields)
+        store_answers::report(py, report)
     }
-}
-
-/// An attribute of a prompt, of the type that it should have.
-fn field<'py, T>(
-    prompt: &Bound<'py, PyAny>,
-    name: &'static str,
-    attribute: &str,
-    expected: &str,
-) -> PyResult<T>
-where
-    T: for<'a> FromPyObject<'a, 'py>,
-{
-    let value = prompt.getattr(attribute)?;
-    value.extract().map_err(|_| {
-        let given = value.repr().map_or_else(|_| "an object".into(), |text| text.to_string());
-        CoreError::from(Error::invalid(name, given, expected)).into()
-    })
-}
-
-/// The chunks of flat arrays: chunk i has the tokens from cu_seqlens[i] to cu_seqlens[i + 1].
-fn split<'a>(
-    ids: &[i64],
-    epochs: &[i64],
-    offsets: &[i64],
-    cu_seqlens: &[i32],
-    tokens: &'a [i32],
-    log_probs: &'a [f32],
-) -> Result<Vec<core::Chunk<'a>>> {
-    let n = ids.len();
-    let one_each = |field, length: usize, wanted: usize| {
-        if length == wanted {
-            return Ok(());
-        }
-        let expected = format!("{wanted}, as trajectory_ids has {n}");
-        Err(Error::invalid(field, format!("{length} entries"), expected))
-    };
-    one_each("epochs", epochs.len(), n)?;
-    one_each("offsets", offsets.len(), n)?;
-    one_each("cu_seqlens", cu_seqlens.len(), n + 1)?;
-    if log_probs.len() != tokens.len() {
-        let expected = format!("{}, one for each of tokens", tokens.len());
-        let given = format!("{} entries", log_probs.len());
-        return Err(Error::invalid("log_probs", given, expected).into());
-    }
-    let ends: Option<Vec<usize>> =
-        cu_seqlens.iter().map(|&end| usize::try_from(end).ok()).collect();
-    let ends = ends.filter(|ends| {
-        ends[0] == 0 && ends[n] == tokens.len() && ends.windows(2).all(|pair| pair[0] <= pair[1])
-    });
-    let ends = ends.ok_or_else(|| {
-        let expected = format!("growing from 0 to {}, the length of tokens", tokens.len());
-        Error::invalid("cu_seqlens", format!("{cu_seqlens:?}"), expected)
-    })?;
-    let small = |field, value: i64| {
-        u32::try_from(value).map_err(|_| Error::invalid(field, value, "between 0 and 2**32"))
-    };
-    let natural = |field, value: i64| {
-        u64::try_from(value).map_err(|_| Error::invalid(field, value, "at least 0"))
-    };
-    let mut chunks = Vec::with_capacity(n);
-    for i in 0..n {
-        chunks.push(core::Chunk {
-            trajectory_id: natural("trajectory_ids", ids[i])?,
-            epoch: natural("epochs", epochs[i])?,
-            offset: small("offsets", offsets[i])?,
-            tokens: &tokens[ends[i]..ends[i + 1]],
-            log_probs: &log_probs[ends[i]..ends[i + 1]],
-            loss_mask: None,
-        });
-    }
-    Ok(chunks)
 }

@@ -1,8 +1,8 @@
 //! Claims on unfinished trajectories.
 
 use super::Store;
-use super::index::{Holder, Trajectory};
 use super::record::Kind;
+use super::state::{Holder, Trajectory};
 use super::write::check_lease;
 use crate::error::{Error, Result};
 

@@ -51,6 +51,7 @@ mod recover;
 mod rewrite;
 mod sample;
 mod space;
+mod state;
 mod write;
 
 pub use event::{FinishReason, PromptData};

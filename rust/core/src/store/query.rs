@@ -2,8 +2,8 @@
 
 use super::Store;
 use super::event::{APPEND_FIELDS, Event, FinishReason, PromptData, append_payload};
-use super::index::{Chunk, Group};
 use super::record::{Kind, Reader};
+use super::state::{Chunk, Group};
 use crate::error::{Error, Result};
 
 /// Where a trajectory is in its life.

@@ -10,8 +10,8 @@
 
 use super::Store;
 use super::event::{self, APPEND_FIELDS, GroupEvent, MovedState};
-use super::index::{Chunk, Group};
 use super::record::{self, Kind};
+use super::state::{Chunk, Group};
 use crate::error::Result;
 
 /// Garbage that makes rewriting worth it, in files: a file and a half. And a share of what is

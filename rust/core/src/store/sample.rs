@@ -2,8 +2,8 @@
 
 use super::Store;
 use super::event::ids_payload;
-use super::index::Group;
 use super::record::Kind;
+use super::state::Group;
 use crate::error::{Error, Result};
 use crate::noise;
 use crate::pack::{Packed, Row};

@@ -2,8 +2,8 @@
 
 use super::Store;
 use super::event::{self, FinishReason, GroupEvent, PromptData};
-use super::index::Trajectory;
 use super::record::Kind;
+use super::state::Trajectory;
 use crate::error::{Error, Result};
 
 /// Tokens for one trajectory, as [`Store::append_many`] takes them.

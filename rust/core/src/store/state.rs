@@ -1,0 +1,130 @@
+//! What the index knows of one group and of one trajectory.
+
+use super::event::{FinishReason, GroupEvent, MovedState};
+use super::file::Location;
+use crate::error::{Error, Result};
+
+/// Tokens of one trajectory that were appended together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Chunk {
+    pub(super) at: Location,
+    pub(super) n: u32,
+    pub(super) version: u32,
+}
+
+/// A worker's claim.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder {
+    pub(super) epoch: u64,
+    pub(super) deadline: f64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Trajectory {
+    pub(super) group_id: u64,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) length: u32,
+    /// The reason, and the newest policy version of its time.
+    pub(super) finish: Option<(FinishReason, u32)>,
+    pub(super) reward: Option<(f32, u32)>,
+    /// What aborts discarded, with the newest policy version of their time.
+    pub(super) discarded: Vec<(u32, Vec<Chunk>)>,
+    pub(super) holder: Option<Holder>,
+    /// The epoch that finished it, so that a repeated finish is recognised.
+    pub(super) finished_by: Option<u64>,
+}
+
+impl Trajectory {
+    pub(super) fn oldest_version(&self) -> Option<u32> {
+        self.chunks.first().map(|chunk| chunk.version)
+    }
+
+    /// Return to what is valid under `version`.
+    pub(super) fn take_back(&mut self, version: u32) {
+        while self.discarded.last().is_some_and(|(under, _)| *under > version) {
+            self.chunks = self.discarded.pop().map(|(_, chunks)| chunks).unwrap_or_default();
+        }
+        self.chunks.retain(|chunk| chunk.version <= version);
+        self.length = self.chunks.iter().map(|chunk| chunk.n).sum();
+        self.finish = self.finish.filter(|(_, under)| *under <= version);
+        self.reward = self.reward.filter(|(_, under)| *under <= version && self.finish.is_some());
+        (self.holder, self.finished_by) = (None, None);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) first_trajectory: u64,
+    pub(super) k: u32,
+    pub(super) version: u32,
+    pub(super) prompt_length: u32,
+    /// The payload of the record that holds the prompt, and whether it is a moved one.
+    pub(super) prompt: (Location, u32, bool),
+    /// The mark under which it was used, for each use.
+    pub(super) uses: Vec<u64>,
+    /// The mark under which it was dropped or evicted.
+    pub(super) gone: Option<u64>,
+    /// Bytes of the log that it keeps, by file.
+    pub(super) bytes_in: Vec<(u64, u64)>,
+}
+
+impl Group {
+    pub(super) fn members(&self) -> impl Iterator<Item = u64> + use<> {
+        self.first_trajectory..self.first_trajectory + u64::from(self.k)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes_in.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+pub(super) fn new_group(event: &GroupEvent<'_>, prompt: (Location, u32, bool), size: u64) -> Group {
+    Group {
+        first_trajectory: event.first_trajectory,
+        k: event.k,
+        version: event.version,
+        prompt_length: u32::try_from(event.prompt.tokens.len()).unwrap_or(u32::MAX),
+        prompt,
+        uses: event.uses.clone(),
+        gone: event.gone,
+        bytes_in: vec![(prompt.0.file, size)],
+    }
+}
+
+pub(super) fn moved_member(event: &GroupEvent<'_>, state: MovedState) -> Trajectory {
+    Trajectory {
+        group_id: event.group_id,
+        finish: state.finish,
+        reward: state.reward,
+        ..Trajectory::default()
+    }
+}
+
+pub(super) fn charge(group: &mut Group, file: u64, size: u64) {
+    match group.bytes_in.iter_mut().rev().find(|(held, _)| *held == file) {
+        Some((_, bytes)) => *bytes += size,
+        None => group.bytes_in.push((file, size)),
+    }
+}
+
+pub(super) fn discard(trajectory: &mut Trajectory, under: u32) {
+    trajectory.discarded.push((under, std::mem::take(&mut trajectory.chunks)));
+    trajectory.length = 0;
+}
+
+pub(super) fn extend(
+    trajectory: &mut Trajectory,
+    id: u64,
+    offset: u32,
+    chunk: Chunk,
+) -> Result<()> {
+    if offset != trajectory.length {
+        return Err(Error::Corruption(format!(
+            "tokens of trajectory {id} at {offset}, where it has {}",
+            trajectory.length
+        )));
+    }
+    trajectory.chunks.push(chunk);
+    trajectory.length += chunk.n;
+    Ok(())
+}
