@@ -108,8 +108,8 @@ class Decoder:
         """Feed one token to each row and return the logits [W, V] of the next.
 
         tokens, positions: int64 [W], W = width(n): row i's token and the place where it goes, which
-        must be the row's count of tokens. `segments` partition the n real rows; the entries beyond
-        n are any valid ones.
+        must be the row's count of tokens. `segments` cover the rows whose logits matter, and end at
+        row n; the other entries are any valid ones.
         """
         n, K, eps = segments[-1].stop, self.config.num_key_value_heads, self.config.rms_norm_eps
         places = (self._heads[:n] + positions[:n, None]).flatten()
@@ -180,12 +180,18 @@ class Decoder:
         return F.linear(padded, self.head)[:n]
 
     @torch.inference_mode()
-    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+    def copy(
+        self,
+        sources: Sequence[int] | NDArray[np.int64],
+        targets: Sequence[int] | NDArray[np.int64],
+        length: int,
+    ) -> None:
         """Copy the first `length` tokens of rows; sources are read before targets are written."""
         cache = self._cache.view(*self._cache.shape[:2], self.rows, -1, *self._cache.shape[3:])
+        source, target = (torch.as_tensor(rows, device=self.device) for rows in (sources, targets))
         for layer in cache.unbind(0):
             for kept in layer.unbind(0):
-                kept[targets, :, :length] = kept[sources, :, :length]
+                kept[target, :, :length] = kept[source, :, :length]
 
 
 def length_bias(positions: Tensor, length: int, heads: int, dtype: torch.dtype) -> Tensor:

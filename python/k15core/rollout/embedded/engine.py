@@ -15,6 +15,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from k15core.models.decode import Decoder, Segment
 from k15core.models.lean import LeanModel
 from k15core.models.weights import copy_weights, load_model
 from k15core.rollout.base import Stream, streams_of
+from k15core.rollout.embedded.arrange import arrangement
 from k15core.rollout.embedded.prompts import PromptRows
 from k15core.rollout.embedded.sampling import sample
 from k15core.rollout.embedded.slots import Slots
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
 ADMIT_SHARE = 16
 """Waiting streams enter when 1/16 of the slots is free: a prefill pass costs as much as a step."""
+
+ARRANGE_STEPS = 16
+"""Streams are sorted into classes of length every so many steps."""
 
 NO_TOKENS = np.empty(0, np.int32)
 NO_LOG_PROBS = np.empty(0, np.float32)
@@ -126,6 +131,7 @@ class EmbeddedEngine:
                 self._detector = RepetitionDetector(slots, **repetition)
             except TypeError as error:
                 raise InvalidInputError(f"repetition = {dict(repetition)}: {error}") from error
+        self._bounds = [0]
         self._waiting: deque[Stream] = deque()
         self._ready: deque[Chunk] = deque()
         self._ids: set[int] = set()
@@ -263,38 +269,51 @@ class EmbeddedEngine:
         Holes among them are computed too: what they write is behind the prompt that they hold.
         """
         slots, decoder = self._slots, self._decoder
-        tokens = self._close_up(tokens)
+        self._arrange(tokens)
         n = slots.used
         if n == 0:
             return
         width = decoder.width(n)
         fed, at = np.zeros(width, np.int64), np.zeros(width, np.int64)
         fed[:n], at[:n] = tokens[:n], slots.length[:n]
-        longest = int(at[:n][slots.active[:n]].max()) + 1
-        segments = [Segment(0, n, decoder.padded_length(longest))]
         logits = decoder.step(
             torch.from_numpy(fed).to(decoder.device),
             torch.from_numpy(at).to(decoder.device),
-            segments,
+            self._segments(n),
         )
         self._logits[:n] = logits[:n]
         slots.length[:n] += slots.active[:n]
         self.stats.steps += 1
 
-    def _close_up(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Move streams from the highest slots into holes when nobody waits for those."""
+    def _segments(self, n: int) -> list[Segment]:
+        """The runs of rows that attend together, those of one class of length each."""
         slots = self._slots
-        running, used = slots.running, slots.used
-        if self._waiting or used - running <= used // 8:
-            return tokens
-        holes = np.nonzero(~slots.active[:running])[0].tolist()
-        moved = (np.nonzero(slots.active[running:])[0] + running).tolist()
-        self._decoder.copy(moved, holes, int(slots.length[moved].max()))
-        for source, target in zip(moved, holes, strict=True):
-            slots.move(source, target)
-            self._prompts.move(source, target)
-            tokens[target] = tokens[source]
-        return tokens
+        bounds = [bound for bound in self._bounds if bound < n]
+        segments = []
+        for start, stop in pairwise([*bounds, n]):
+            lengths = slots.length[start:stop][slots.active[start:stop]]
+            if len(lengths):
+                padded = self._decoder.padded_length(int(lengths.max()) + 1)
+                segments.append(Segment(start, stop, padded))
+        return segments
+
+    def _arrange(self, tokens: NDArray[np.int64]) -> None:
+        """Now and then bring rows of like length together, and close holes that nobody waits for.
+
+        `tokens` are the rows' next ones and move with them.
+        """
+        slots = self._slots
+        used = slots.used
+        sparse = not self._waiting and used - slots.running > used // 8
+        if not sparse and self.stats.steps % ARRANGE_STEPS:
+            return
+        sources, targets, bounds = arrangement(slots.active[:used], slots.length[:used])
+        self._bounds = bounds[:-1]
+        if len(sources):
+            self._decoder.copy(sources, targets, int(slots.length[sources].max()))
+            self._prompts.move(sources, targets)
+            slots.move(sources, targets)
+            tokens[targets] = tokens[sources]
 
     def _admit(self) -> None:
         """Let waiting streams into free slots: prompts copied or prefilled, tails prefilled."""

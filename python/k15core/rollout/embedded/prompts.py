@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -45,9 +47,10 @@ class PromptRows:
         self._of_row[row] = prompt
         self._rows.setdefault(prompt, set()).add(row)
 
-    def move(self, source: int, target: int) -> None:
-        """The target row holds what the source row holds, the source keeps it."""
-        prompt = self._of_row[source]
-        if prompt is not None:
-            self.put(target, prompt)
-            self.hidden[target] = self.hidden[source]
+    def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """The target rows hold what the source rows hold; sources that are no target keep it."""
+        moved = [self._of_row[row] for row in sources]
+        self.hidden[targets] = self.hidden[sources]
+        for row, prompt in zip(targets.tolist(), moved, strict=True):
+            assert prompt is not None
+            self.put(row, prompt)

@@ -62,16 +62,24 @@ class Slots:
         self.streams[row] = None
         self.active[row] = False
 
-    def move(self, source: int, target: int) -> None:
-        """Bring a stream to a free slot. The two slots swap their detector streams."""
-        self.streams[target], self.streams[source] = self.streams[source], None
-        self.watch[[source, target]] = self.watch[[target, source]]
+    def move(self, sources: NDArray[np.int64], targets: NDArray[np.int64]) -> None:
+        """Bring streams from slots to slots, all at once; sources that are no target are free then.
+
+        A detector's stream goes with its stream; the slots left behind take the ones that are over.
+        """
+        left, entered = np.setdiff1d(sources, targets), np.setdiff1d(targets, sources)
+        spare = self.watch[entered]
         for state in (
             self.active, self.trajectory_id, self.position, self.length, self.left, self.pending,
-            self.replay, self.temperature, self.seed, self.tokens, self.log_probs,
+            self.replay, self.temperature, self.seed, self.tokens, self.log_probs, self.watch,
         ):  # fmt: skip
-            state[target] = state[source]
-        self.active[source] = False
+            state[targets] = state[sources]
+        self.watch[left] = spare
+        moved = [self.streams[row] for row in sources]
+        for row in left:
+            self.free(row)
+        for row, stream in zip(targets, moved, strict=True):
+            self.streams[row] = stream
 
     def noise(self, n: int) -> NDArray[np.float64]:
         """The uniform numbers of the first n slots' next tokens: by seed, trajectory, position."""
