@@ -17,7 +17,7 @@ def splitmix64(x: int) -> int:
 def test_uniforms_equal_python_integers() -> None:
     ids, at = np.arange(-3, 50, dtype=np.int64), np.arange(53, dtype=np.int64) ** 3
     want = [
-        ((splitmix64(splitmix64(splitmix64(9) ^ (int(i) & MASK)) ^ int(t)) >> 11) + 0.5) / 2**53
+        ((splitmix64(splitmix64(splitmix64(9) ^ (int(i) & MASK)) ^ int(t)) >> 12) + 0.5) / 2**52
         for i, t in zip(ids, at, strict=True)
     ]
     np.testing.assert_array_equal(_core.uniforms(9, ids, at), want)

@@ -21,13 +21,14 @@ def open_groups(parts: Parts, iteration: int, version: int) -> int:
     Consumes prompts of the sampler. New prompts = prompts wanted - groups pending. What a run that
     was killed in this iteration had opened already is counted, not opened again: the sampler's draw
     is a function of (its state, the seed), so the missing ones are the rest of the same list.
+    The sampler counts iterations from 0, the run from 1.
     """
     wanted = parts.recipe.train.prompts
     pending = len(parts.store.pending_groups(version))
     new = max(0, math.ceil(wanted * (1 + parts.recipe.rollout.over_provision)) - pending)
     if new:
         prompt_ids = parts.sampler.sample(
-            new, seed=parts.seed("prompts", iteration), iteration=iteration
+            new, seed=parts.seed("prompts", iteration), iteration=iteration - 1
         )
         already = len(parts.store.groups_of_version(version))
         for prompt_id in prompt_ids[already:].tolist():

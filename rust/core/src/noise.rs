@@ -15,7 +15,9 @@ pub fn splitmix64(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A uniform number in the open interval (0, 1), on a grid of 2^-53 with an offset of half a step.
+/// A uniform number in the open interval (0, 1), on a grid of 2^-52 with an offset of half a step.
+///
+/// One bit more would not fit beside the offset: the largest value would round to 1.
 ///
 /// ```
 /// use k15_core::noise::uniform;
@@ -27,7 +29,7 @@ pub fn splitmix64(x: u64) -> u64 {
 #[inline]
 pub fn uniform(seed: u64, trajectory_id: u64, position: u64) -> f64 {
     let mixed = splitmix64(splitmix64(splitmix64(seed) ^ trajectory_id) ^ position);
-    ((mixed >> 11) as f64 + 0.5) * (1.0 / (1u64 << 53) as f64)
+    ((mixed >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64)
 }
 
 #[cfg(test)]
