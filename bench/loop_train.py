@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -35,73 +36,25 @@ from bench.harness import (
     peer_environment,
     peer_process,
 )
-from k15core.algorithms import MirrorDescent
-from k15core.models.create import new_model
-from k15core.models.lean import LeanModel
-from k15core.models.weights import load_model, save_model
-from k15core.tasks.doors import DoorsTask
-from k15core.trainer.sft import Stage, warm_up
-from k15core.trainer.torch import TorchTrainer
 
 PEER = Path(__file__).parent / "peers" / "trl_grpo.py"
 PEER_NAME = "TRL 1.16.0 GRPOTrainer"
 BARS = {"loop.train": 2.0, "loop.train, 24 tokens each": None}
 LENGTHS_AGREE = 0.1
-POOL = 512
+ROUNDS = 15
+"""More than others need: what TRL's iteration costs depends on its longest response."""
 SHARED = {
     "threads": 2,
     "responses": 256,
     "k": 8,
     "steps": 4,
     "learning_rate": 1e-6,
-    "pool": POOL,
+    "pool": 512,
 }
 CASES: dict[str, dict[str, Any]] = {
     "loop.train": {"length": 72, "stops": True},
     "loop.train, 24 tokens each": {"length": 24, "stops": False},
 }
-STAGES = [Stage("textbook", 1000, 32, 4e-3), Stage("mixed", 650, 32, 2e-3)]
-"""The demo's warm-up (recipes/doors.yaml)."""
-
-
-def demo_model(task: DoorsTask) -> LeanModel:
-    """The demo's model after supervised fine-tuning; made once, then kept in bench/out."""
-    kept = OUT / "loop_train_model"
-    if (kept / "model.safetensors").is_file():
-        return load_model(kept)
-    print("supervised fine-tuning of the demo's model: about a minute, once", flush=True)
-    shape = {
-        "model_type": "qwen3",
-        "vocab_size": task.tokenizer.vocabulary_size,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e4,
-        "tie_word_embeddings": False,
-        "eos_token_id": list(task.tokenizer.eos_token_ids),
-    }
-    model = new_model(shape, seed=0, embedding_std=1.0, qk_norm_gain=2.0)
-    trainer = TorchTrainer(model, MirrorDescent(0.1), learning_rate=1e-6)
-    for _ in warm_up(trainer, STAGES, task.demonstrations, weight_decay=0.01):
-        pass
-    save_model(model, kept)
-    return model
-
-
-def prepare(folder: Path) -> None:
-    """What both sides read: the model with its tokenizer, and the prompts."""
-    task = DoorsTask(seed=0, pool=POOL)
-    save_model(demo_model(task), folder / "model", tokenizer=task.tokenizer)
-    with (folder / "prompts.jsonl").open("w") as file:
-        for prompt in task.prompts:
-            ids = prompt.input_ids.tolist()
-            row = {"prompt": task.tokenizer.decode(ids), "input_ids": ids, "answer": prompt.answer}
-            print(json.dumps(row), file=file)
 
 
 def measure(name: str, case: dict[str, Any], folder: Path, python: Path) -> Entry:
@@ -132,6 +85,7 @@ def measure(name: str, case: dict[str, Any], folder: Path, python: Path) -> Entr
             bars={PEER_NAME: BARS[name]},
             unit="responses/s",
             figure=lambda seconds: SHARED["responses"] / seconds,
+            rounds=ROUNDS,
         )
     mean = {
         side: statistics.mean(float(line) for line in path.read_text().split())
@@ -143,11 +97,10 @@ def measure(name: str, case: dict[str, Any], folder: Path, python: Path) -> Entr
 
 
 def run() -> list[Entry]:
-    # Idle threads must not spin for long: beside a busy neighbour that turns milliseconds into
-    # seconds, for both sides alike.
+    # For the processes below: idle threads must not spin for long, which beside a busy neighbour
+    # turns milliseconds into seconds, for both sides alike.
     os.environ["GOMP_SPINCOUNT"] = "1000"
     os.environ["OMP_NUM_THREADS"] = str(SHARED["threads"])
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     requirements = PEER.with_name("trl-requirements.txt").read_text().split()
     try:
         python = peer_environment("trl", requirements, no_deps=True, borrow=True)
@@ -158,5 +111,7 @@ def run() -> list[Entry]:
         ]
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
-        prepare(folder)
+        prepare = Path(__file__).with_name("loop_train_prepare.py")
+        kept, pool = OUT / "loop_train_model", SHARED["pool"]
+        subprocess.run([sys.executable, prepare, kept, folder, str(pool)], check=True)
         return [measure(name, case, folder, python) for name, case in CASES.items()]
