@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from k15core.algorithms import MirrorDescent, ReST, mask_stale
 from k15core.errors import InvalidInputError
 from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
+from k15core.trainer.base import shared_prompts
 from k15core.trainer.optimizer import DivergedError
 from k15core.trainer.torch import TorchTrainer
 from k15core.types import PackedBatch
 
 SHAPE = {"layers": 2, "heads": 2, "kv": 1, "theta": 1e4}
 VOCAB = 11
+Work = Callable[[], tuple[PackedBatch, np.ndarray, np.ndarray]]
 LENGTHS = [(3, 5), (2, 1), (4, 9), (1, 4), (2, 7), (3, 3)]
 
 
@@ -60,6 +63,22 @@ def work(seed: int = 0) -> tuple[PackedBatch, np.ndarray, np.ndarray]:
     return batch, advantages, old
 
 
+def work_of_groups(seed: int = 0) -> tuple[PackedBatch, np.ndarray, np.ndarray]:
+    """As `work`, but the responses of a group follow the same prompt, as in a real batch."""
+    rng = np.random.default_rng(seed)
+    lengths = [(3, 5), (3, 1), (3, 9), (1, 4), (2, 7), (2, 3)]
+    batch = packed(lengths, vocab=VOCAB, group_ids=[7, 7, 7, 1, 4, 4], seed=seed)
+    ids = batch.input_ids.copy()
+    for row, leader in ((1, 0), (2, 0), (5, 4)):
+        start, source = batch.cu_seqlens[row], batch.cu_seqlens[leader]
+        ids[start : start + batch.prompt_lengths[row]] = ids[
+            source : source + batch.prompt_lengths[row]
+        ]
+    batch = replace(batch, input_ids=ids)
+    advantages = rng.normal(size=len(batch)).astype(np.float32)
+    return batch, advantages, trainer(model(seed=1)).log_probs(batch)
+
+
 def gradients(net: LeanModel) -> dict[str, np.ndarray]:
     return {name: p.grad.numpy().copy() for name, p in net.named_parameters() if p.grad is not None}
 
@@ -83,9 +102,10 @@ def rows(batch: PackedBatch, values: np.ndarray) -> list[np.ndarray]:
     return np.split(values, batch.cu_seqlens[1:-1])
 
 
-def test_gradient_equals_central_differences_in_numpy() -> None:
+@pytest.mark.parametrize("make", [work, work_of_groups])
+def test_gradient_equals_central_differences_in_numpy(make: Work) -> None:
     """Every parameter's derivative, from a forward that shares no code with torch's."""
-    batch, advantages, old = work()
+    batch, advantages, old = make()
     made = trainer()
     metrics = made.accumulate(batch, advantages, old, responses=10)
     got = gradients(made.model)
@@ -115,8 +135,9 @@ def test_gradient_equals_central_differences_in_numpy() -> None:
         np.testing.assert_allclose(got[name], expected, rtol=1e-3, atol=1e-5 * scale, err_msg=name)
 
 
-def test_log_probs_are_the_numpy_decoders() -> None:
-    batch, _, _ = work()
+@pytest.mark.parametrize("make", [work, work_of_groups])
+def test_log_probs_are_the_numpy_decoders(make: Work) -> None:
+    batch, _, _ = make()
     made = trainer()
     weights = {n: p.detach().numpy().astype(np.float64) for n, p in made.model.named_parameters()}
     got = made.log_probs(batch)
@@ -146,6 +167,44 @@ def test_packed_equals_one_at_a_time() -> None:
         one = slice(batch.cu_seqlens[j], batch.cu_seqlens[j + 1])
         made.accumulate(batch.select([j]), advantages[[j]], old[one], responses=len(batch))
     same(whole, gradients(made.model))
+
+
+def test_a_prompt_is_computed_once_for_its_group() -> None:
+    batch, _, _ = work_of_groups()
+    found = shared_prompts(batch, 0, 6)
+    assert found is not None
+    places, first = found
+    # Of 3 + 3 + 3 and 2 + 2 prompt tokens only the first responses' are left.
+    assert len(first) == len(batch.input_ids) - 6 - 2
+    assert (batch.input_ids[first][places] == batch.input_ids).all()
+    assert (batch.position_ids[first][places] == batch.position_ids).all()
+    assert (places[first] == np.arange(len(first))).all()
+    # A micro-batch may begin inside a group; nothing is shared where every group has one row.
+    inside = shared_prompts(batch, 1, 4)
+    assert inside is not None
+    assert len(inside[1]) == batch.cu_seqlens[4] - batch.cu_seqlens[1] - 3
+    assert shared_prompts(batch, 2, 5) is None
+
+
+def test_prompts_that_differ_are_not_shared() -> None:
+    batch, _, _ = work_of_groups()
+    other = batch.input_ids.copy()
+    other[batch.cu_seqlens[2]] = (other[batch.cu_seqlens[2]] + 1) % VOCAB
+    assert shared_prompts(replace(batch, input_ids=other), 0, 6) is None
+    shorter = batch.prompt_lengths.copy()
+    shorter[1] = 2
+    assert shared_prompts(replace(batch, prompt_lengths=shorter), 0, 6) is None
+
+
+def test_sharing_prompts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, advantages, old = work_of_groups()
+    shared, metrics = accumulated(batch, advantages, old)
+    cut, _ = accumulated(batch, advantages, old, micro_batch_tokens=20)
+    monkeypatch.setattr(TorchTrainer, "_shared", lambda *_: None)
+    plain, plain_metrics = accumulated(batch, advantages, old)
+    same(shared, plain)
+    same(cut, plain)
+    assert metrics == pytest.approx(plain_metrics, rel=1e-5)
 
 
 def test_skipped_groups_count_in_the_loss() -> None:

@@ -9,7 +9,7 @@ needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ WASTE = 1.3
 
 BUCKET_TOKENS = 512
 """Padded tokens that may always share a bucket: a kernel call costs about as much as these."""
+
+
+class Shared(NamedTuple):
+    """A pack in which tokens stand more than once (a prompt before each of its responses).
+
+    T tokens of the pack, U of them different: those are computed, once.
+    """
+
+    places: Tensor  # [T] int64, which of the U rows each token of the pack is
+    first: Tensor  # [U] int64, ascending: where in the pack each row stands first
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,19 @@ class Layout:
     keep: Tensor  # [T] place among the padded entries of each entry of the pack
     cu_seqlens: Tensor  # [B + 1] int32
     max_seqlen: int
+    shared: Shared | None
 
 
-def plan(cu_seqlens: Tensor, max_seqlen: int) -> Layout:
-    """Lay out a pack with boundaries `cu_seqlens` [B + 1] (int32, on the model's device)."""
+def plan(cu_seqlens: Tensor, max_seqlen: int, shared: Shared | None = None) -> Layout:
+    """Lay out a pack with boundaries `cu_seqlens` [B + 1] (int32, on the model's device).
+
+    With `shared`, what `attend` is given and gives has the U rows that are computed, not the T of
+    the pack.
+    """
     nothing = cu_seqlens.new_empty(0, dtype=torch.int64)
     lengths = torch.diff(cu_seqlens.long())
     if cu_seqlens.is_cuda:
-        return Layout((), nothing, nothing, cu_seqlens, max_seqlen)
+        return Layout((), nothing, nothing, cu_seqlens, max_seqlen, shared)
     ranked = torch.argsort(lengths, stable=True)
     ranked = ranked[int((lengths == 0).sum()) :]
     shapes, takes, places = [], [], []
@@ -54,12 +69,14 @@ def plan(cu_seqlens: Tensor, max_seqlen: int) -> Layout:
             places.append((at < size).flatten())
             shapes.append((len(members), len(at)))
     if not shapes:
-        return Layout((), nothing, nothing, cu_seqlens, max_seqlen)
+        return Layout((), nothing, nothing, cu_seqlens, max_seqlen, shared)
     take = torch.cat(takes)
     real = torch.cat(places).nonzero()[:, 0]
     keep = torch.empty_like(real)
     keep[take[real]] = real
-    return Layout(tuple(shapes), take, keep, cu_seqlens, max_seqlen)
+    if shared is not None:
+        take, keep = shared.places[take], keep[shared.first]
+    return Layout(tuple(shapes), take, keep, cu_seqlens, max_seqlen, shared)
 
 
 def _cuts(ascending: list[int]) -> list[int]:
@@ -86,21 +103,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
+        if layout.shared is not None:
+            q, k, v = (repeat(x, layout.shared.places) for x in (q, k, v))
         out = varlen_attn(
             q, k, v, cu_seqlens, cu_seqlens, longest, longest,
             window_size=(-1, 0), enable_gqa=grouped,
         )  # fmt: skip
         assert isinstance(out, Tensor)
-        return out
+        return out if layout.shared is None else out.index_select(0, layout.shared.first)
     if not layout.shapes:
         return q
-    padded = [_Pad.apply(x, layout.take, layout.keep) for x in (q, k, v)]  # type: ignore[no-untyped-call]
-    done, parts = 0, []
-    for rows, length in layout.shapes:
-        bucket = slice(done, done + rows * length)
-        done = bucket.stop
+    if layout.shared is None:
+        padded = [_Pad.apply(x, layout.take, layout.keep) for x in (q, k, v)]  # type: ignore[no-untyped-call]
+    else:
+        padded = [repeat(x, layout.take) for x in (q, k, v)]
+    sizes = [rows * length for rows, length in layout.shapes]
+    parts = []
+    # One split, for its backward is one concatenation: a slice's fills the whole array each time.
+    buckets = zip(*(torch.split(x, sizes) for x in padded), strict=True)
+    for (rows, length), bucket in zip(layout.shapes, buckets, strict=True):
         q_BHLD, k_BKLD, v_BKLD = (
-            x[bucket].view(rows, length, *x.shape[1:]).transpose(1, 2) for x in padded
+            x.view(rows, length, *x.shape[1:]).transpose(1, 2) for x in bucket
         )
         out_BHLD = scaled_dot_product_attention(
             q_BHLD, k_BKLD, v_BKLD, is_causal=True, enable_gqa=grouped
@@ -109,6 +132,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     flat = parts[0] if len(parts) == 1 else torch.cat(parts)
     result: Tensor = _Unpad.apply(flat, layout.keep)  # type: ignore[no-untyped-call]
     return result
+
+
+def repeat(x: Tensor, places: Tensor) -> Tensor:
+    """Rows x[places], where a row may be wanted many times: its gradients are added up in order."""
+    repeated: Tensor = _Repeat.apply(x, places)  # type: ignore[no-untyped-call]
+    return repeated
+
+
+class _Repeat(torch.autograd.Function):
+    """index_select, with the backward of an embedding: autograd's own adds row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.shape = places, x.shape
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        flat = torch.ops.aten.embedding_dense_backward(
+            grad.flatten(1), ctx.places, ctx.shape[0], -1, False
+        )
+        return flat.view(ctx.shape), None
 
 
 class _Pad(torch.autograd.Function):

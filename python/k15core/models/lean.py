@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from k15core.models.attention import Layout, attend, plan
+from k15core.models.attention import Layout, Shared, attend, plan, repeat
 from k15core.models.config import ModelConfig
 
 LOGITS_BYTES = 64 << 20
@@ -157,20 +157,32 @@ class LeanModel(nn.Module):
         return layers
 
     def forward_packed(
-        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        *,
+        shared: Shared | None = None,
     ) -> Tensor:
         """Hidden states [T, d] (after the last norm) of B sequences, one after another in T tokens.
 
         input_ids, position_ids: int [T]; cu_seqlens: int32 [B + 1] from 0 to T; max_seqlen at least
         the longest sequence, and more than any position id. All on the model's device.
         Differentiable; run it under `torch.no_grad()` for scoring. Row t predicts token t + 1.
+
+        `shared` says which tokens are the same, with the same tokens before them: they are computed
+        once, and their hidden states and gradients are those of the whole pack but for rounding.
         """
-        layout = plan(cu_seqlens, max_seqlen)
+        layout = plan(cu_seqlens, max_seqlen, shared)
+        if shared is not None:
+            input_ids, position_ids = input_ids[shared.first], position_ids[shared.first]
         cos, sin = (table[position_ids] for table in self.rope(max_seqlen))
         x = F.embedding(input_ids, self.embedding)
         for weights in self.layer_weights():
             x = self._block(x, weights, cos, sin, layout)
-        return rms_norm(x, self.get_parameter("model.norm.weight"), self.config.rms_norm_eps)
+        x = rms_norm(x, self.get_parameter("model.norm.weight"), self.config.rms_norm_eps)
+        return x if shared is None else repeat(x, shared.places)
 
     def _block(
         self, x: Tensor, w: LayerWeights, cos: Tensor, sin: Tensor, layout: Layout

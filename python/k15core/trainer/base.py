@@ -136,3 +136,31 @@ def micro_batches(cu_seqlens: NDArray[np.int32], tokens: int) -> list[tuple[int,
         cuts.append((start, end))
         start = end
     return cuts
+
+
+def shared_prompts(
+    batch: PackedBatch, start: int, end: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Which tokens of the rows [start, end) need computing once: (places [T], first [U]).
+
+    The k responses of a group follow the same prompt: it is computed for the first of them only.
+    As `models.attention.Shared`, counted from the first token of row `start`; None if no row has
+    its prompt from another.
+    """
+    cu_seqlens = batch.cu_seqlens[start : end + 1].astype(np.int64)
+    ids = batch.input_ids[cu_seqlens[0] : cu_seqlens[-1]]
+    starts, lengths = cu_seqlens[:-1] - cu_seqlens[0], np.diff(cu_seqlens)
+    _, leader, group = np.unique(batch.group_ids[start:end], return_index=True, return_inverse=True)
+    prompts = batch.prompt_lengths[start:end]
+    if len(leader) == len(group) or (prompts != prompts[leader[group]]).any():
+        return None
+    here = np.arange(len(ids))
+    # Where the first response of the group has the token that stands here.
+    there = here - np.repeat(starts - starts[leader[group]], lengths)
+    prompt = here - np.repeat(starts, lengths) < np.repeat(prompts, lengths)
+    same = np.where(prompt, there, here)
+    if (ids[same] != ids).any():
+        return None
+    first = np.flatnonzero(same == here)
+    rank = np.cumsum(same == here) - 1
+    return rank[same], first

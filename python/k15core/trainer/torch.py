@@ -8,8 +8,9 @@ One iteration, from a batch of the store to new weights:
         trainer.step(part.batch, part.advantages, part.old_log_probs, responses=part.responses)
     engine.update_weights(trainer.weights(), version + 1)
 
-No padding enters a linear layer, and log-probs are taken at trained tokens only. Given the number
-of threads, every result is a function of the arguments.
+No padding enters a linear layer, the prompt of a group is computed once for all its responses, and
+log-probs are taken at trained tokens only. Given the number of threads, every result is a function
+of the arguments.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from k15core.algorithms import LossTerms
 from k15core.errors import InvalidInputError
+from k15core.models.attention import Shared
 from k15core.models.weights import DirectoryWeights, ModelWeights, copy_weights, save_model
 from k15core.trainer.base import (
     Pack,
@@ -32,6 +34,7 @@ from k15core.trainer.base import (
     micro_batches,
     pack_demonstrations,
     response_mask,
+    shared_prompts,
 )
 from k15core.trainer.optimizer import Optimizer, check_number
 
@@ -236,8 +239,13 @@ class TorchTrainer:
             self._tensor(pack.position_ids[tokens]),
             self._tensor(cu_seqlens - cu_seqlens[0]),
             int(np.diff(cu_seqlens).max()),
+            shared=self._shared(pack, start, end),
         )
         return self.model.token_log_probs(hidden, input_ids, self._tensor(places))
+
+    def _shared(self, pack: PackedBatch | Pack, start: int, end: int) -> Shared | None:
+        found = None if isinstance(pack, Pack) else shared_prompts(pack, start, end)
+        return None if found is None else Shared(*(self._tensor(array) for array in found))
 
     def _tensor(self, values: NDArray[np.generic]) -> torch.Tensor:
         # A copy: torch warns of arrays that it may not write to, and a store's views are such.
