@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::Limits;
 
 /// The directory in which a run starts and its files lie.
-pub const WORK_DIRECTORY: &str = "/tmp/work";
+pub const WORK_DIRECTORY: &str = "/tmp";
 
 /// A file that is there when the run starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,8 +8,8 @@
 //! | [`CHECK`] | nothing: are you well? | [`READY`] |
 //!
 //! One message each way is all that a usual run takes. The spawner is suspended while a run lives and
-//! reads no message then; who wants the run to end kills its init, whose pidfd is the spawner's
-//! descriptor [`INIT_PIDFD`], or the spawner itself.
+//! reads no message then; who wants the run to end kills its init, the spawner's only child, or the
+//! spawner itself.
 
 use crate::wire::{Reader, Writer};
 
@@ -29,27 +29,21 @@ pub(crate) const FAILED: u8 = 2;
 pub(crate) const PIECE: u8 = 3;
 pub(crate) const DONE: u8 = 4;
 
-/// The descriptor of the spawner at which the pidfd of the live run's init is: the lowest, kept free
-/// for it, since the spawner, suspended from the moment in which it is made, cannot move it.
-pub(crate) const INIT_PIDFD: i32 = 3;
-
-/// The size of a run's file system and whose it is: at the head of [`STAGE`] and [`RUN`].
+/// The size of a run's file system: with its user at the head of [`STAGE`] and [`RUN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Disk {
     pub(crate) bytes: u64,
     pub(crate) files: u64,
-    pub(crate) user: u32,
 }
 
 impl Disk {
     pub(crate) fn write(self, writer: &mut Writer) {
         writer.long(self.bytes);
         writer.long(self.files);
-        writer.word(self.user);
     }
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        Some(Self { bytes: reader.long()?, files: reader.long()?, user: reader.word()? })
+        Some(Self { bytes: reader.long()?, files: reader.long()? })
     }
 }
 
@@ -67,7 +61,7 @@ pub(crate) enum Stage {
     Files = 3,
     /// Starting init.
     Clone = 4,
-    /// Init: staying with its parent, and its score.
+    /// Init: staying with its parent.
     Guard = 5,
     /// Init: mounts.
     Mount = 6,
@@ -128,6 +122,8 @@ pub(crate) struct Done {
     pub(crate) status: i32,
     /// Nanoseconds from start to end.
     pub(crate) wall: u64,
+    /// Nanoseconds of processor time of those of its processes that were waited for.
+    pub(crate) used: u64,
     /// Nanoseconds of processor time that the spawner itself used for it.
     pub(crate) overhead: u64,
 }
@@ -137,6 +133,7 @@ impl Done {
         writer.byte(self.stage as u8);
         writer.word(self.status.cast_unsigned());
         writer.long(self.wall);
+        writer.long(self.used);
         writer.long(self.overhead);
     }
 
@@ -145,6 +142,7 @@ impl Done {
             stage: Stage::from_byte(reader.byte()?)?,
             status: reader.word()?.cast_signed(),
             wall: reader.long()?,
+            used: reader.long()?,
             overhead: reader.long()?,
         })
     }

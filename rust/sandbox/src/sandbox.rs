@@ -91,7 +91,7 @@ pub struct Sandbox {
 /// Every sandbox's own environment.
 const ENVIRONMENT: [&str; 5] = [
     "PATH=/usr/local/bin:/usr/bin:/bin",
-    "HOME=/tmp/work",
+    "HOME=/tmp",
     "TMPDIR=/tmp",
     "LANG=C.UTF-8",
     "USER=runner",

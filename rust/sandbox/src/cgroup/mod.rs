@@ -62,13 +62,14 @@ pub trait Controller: Send {
         Ok(())
     }
 
-    /// Gives back what the last run has left behind, if it is much.
+    /// [`Controller::count`], then [`Controller::begin`] for the next run, with as few calls as that takes.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses.
-    fn settle(&mut self) -> Result<()> {
-        Ok(())
+    /// As theirs.
+    fn finish(&mut self, usage: &mut Usage) -> Result<()> {
+        self.count(usage)?;
+        self.begin()
     }
 }
 
@@ -140,20 +141,25 @@ impl Group {
         }
     }
 
-    /// Holds the next run to `limits` and starts counting.
+    /// Starts counting for the first run.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn begin(&mut self, limits: &Limits) -> Result<()> {
-        for controller in &mut self.controllers {
-            controller.limit(limits)?;
-            controller.begin()?;
-        }
-        Ok(())
+    pub fn begin(&mut self) -> Result<()> {
+        self.controllers.iter_mut().try_for_each(|controller| controller.begin())
     }
 
-    /// What was counted since [`Group::begin`].
+    /// Holds the next run to `limits`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn limit(&mut self, limits: &Limits) -> Result<()> {
+        self.controllers.iter_mut().try_for_each(|controller| controller.limit(limits))
+    }
+
+    /// What was counted so far for the run that is under way.
     ///
     /// # Errors
     ///
@@ -166,13 +172,17 @@ impl Group {
         Ok(usage)
     }
 
-    /// Gives back what the last run has left behind.
+    /// What was counted for a run that is over; what comes from here on is the next one's.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn settle(&mut self) -> Result<()> {
-        self.controllers.iter_mut().try_for_each(|controller| controller.settle())
+    pub fn finish(&mut self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        for controller in &mut self.controllers {
+            controller.finish(&mut usage)?;
+        }
+        Ok(usage)
     }
 
     /// Kills whatever is in it, the spawner of a v1 group included.

@@ -103,7 +103,7 @@ impl Plan {
             }
         }
         let accounts = [
-            ("passwd", "root:x:0:0::/:/bin/sh\nrunner:x:65534:65534::/tmp/work:/bin/sh\n"),
+            ("passwd", "root:x:0:0::/:/bin/sh\nrunner:x:65534:65534::/tmp:/bin/sh\n"),
             ("group", "root:x:0:\nrunner:x:65534:\n"),
             ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
             ("hosts", "127.0.0.1 localhost sandbox\n"),

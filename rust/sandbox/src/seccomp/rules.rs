@@ -2,7 +2,7 @@
 //!
 //! What is absent on purpose: io_uring, userfaultfd, bpf, perf_event_open, ptrace, process_vm_*, keyctl,
 //! fanotify, name_to_handle_at, kexec, modules, swap, mounts, unshare, setns, chroot, pivot_root,
-//! vmsplice, syslog, sync of whole file systems, setting of extended attributes.
+//! POSIX message queues, vmsplice, syslog, sync of whole file systems, setting of extended attributes.
 
 /// When a call is let through.
 #[derive(Clone, Copy, Debug)]
@@ -266,11 +266,10 @@ pub const RULES: &[Rule] = &[
     ),
     always(
         calls![
-            SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop
-            SYS_semctl SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink
-            SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify SYS_mq_getsetattr
+            SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl
+            SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl
         ],
-        "System V and POSIX IPC, in an ipc namespace made for the run",
+        "System V IPC, in an ipc namespace without objects of any other run",
     ),
     when(
         calls![SYS_clone],
@@ -318,8 +317,8 @@ pub const RULES: &[Rule] = &[
         "named pipes, never devices",
     ),
     when(
-        calls![SYS_mount SYS_fsopen SYS_fsconfig SYS_fsmount SYS_move_mount],
+        calls![SYS_mount SYS_fsopen SYS_fsconfig SYS_fsmount SYS_move_mount SYS_open_tree SYS_unshare],
         When::SetupKey { errno: libc::EPERM },
-        "the spawner mounts the run's /proc and its tmpfs",
+        "the spawner mounts the run's /proc and tmpfs, and renews its ipc namespace",
     ),
 ];

@@ -6,9 +6,6 @@ use crate::Result;
 use crate::error::Step;
 use crate::sys::{Errno, descriptor};
 
-/// What a pipe takes without anyone reading.
-const PIPE: usize = 64 << 10;
-
 /// What the run reads from its standard input.
 pub(super) struct Feed<'a> {
     left: &'a [u8],
@@ -17,18 +14,17 @@ pub(super) struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    /// The feed and the end that the run reads from. What fits into a pipe is in it already.
-    pub(super) fn new(content: &'a [u8]) -> Result<(Self, OwnedFd)> {
-        let (theirs, ours) = descriptor::pipe().step(|| "make a pipe".into())?;
-        let mut feed = Self { left: content, end: None };
-        if !content.is_empty() {
-            if content.len() > PIPE {
-                descriptor::set_nonblocking(ours.as_fd()).step(|| "set up a pipe".into())?;
-            }
-            feed.end = Some(ours);
-            feed.write_some();
+    /// The feed and the end that the run reads from, unless there is nothing to read. What fits into a
+    /// pipe is in it already.
+    pub(super) fn new(content: &'a [u8]) -> Result<(Self, Option<OwnedFd>)> {
+        if content.is_empty() {
+            return Ok((Self { left: content, end: None }, None));
         }
-        Ok((feed, theirs))
+        let (theirs, ours) = descriptor::pipe().step(|| "make a pipe".into())?;
+        descriptor::set_nonblocking(ours.as_fd()).step(|| "set up a pipe".into())?;
+        let mut feed = Self { left: content, end: Some(ours) };
+        feed.write_some();
+        Ok((feed, Some(theirs)))
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -107,6 +103,9 @@ impl Capture {
 mod tests {
     use super::*;
 
+    /// What a pipe takes without anyone reading.
+    const PIPE: usize = 64 << 10;
+
     #[test]
     fn output_within_the_limit_is_kept_whole() {
         let (mut capture, end) = Capture::new(5).unwrap();
@@ -129,6 +128,7 @@ mod tests {
     fn a_long_input_is_fed_in_pieces_and_then_closed() {
         let content = vec![7; 3 * PIPE + 1];
         let (mut feed, end) = Feed::new(&content).unwrap();
+        let end = end.unwrap();
         let mut read = Vec::new();
         let mut buffer = vec![0; PIPE];
         loop {

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::{Group, Placement};
 use crate::error::Step;
-use crate::protocol::{CONFIGURE, DONE, FAILED, INIT_PIDFD, MAX_MESSAGE, PIECE, READY};
+use crate::protocol::{CONFIGURE, DONE, FAILED, MAX_MESSAGE, PIECE, READY};
 use crate::rootfs::Plan;
-use crate::sys::descriptor::{self, Poll, poll};
+use crate::sys::Errno;
+use crate::sys::descriptor::{Poll, poll};
 use crate::sys::{process, socket};
 use crate::wire::{Reader, Writer};
 use crate::{Error, Job, Outcome, Result};
@@ -37,7 +38,10 @@ const SETUP_TIME: Duration = Duration::from_secs(30);
 
 /// One slot. It is used by one thread at a time.
 pub struct Slot {
-    child: Child,
+    /// The spawner's guard, which is our child.
+    guard: Child,
+    spawner: u32,
+    /// The spawner's.
     pidfd: OwnedFd,
     socket: OwnedFd,
     group: Group,
@@ -56,7 +60,7 @@ impl Slot {
     /// set itself up.
     pub(crate) fn open(spawner: &Path, plan: &Plan, group: Group) -> Result<Self> {
         let (ours, theirs) = socket::pair().step(|| "make the slot's sockets".into())?;
-        let child = Command::new(spawner)
+        let guard = Command::new(spawner)
             .arg("serve")
             .arg(std::process::id().to_string())
             .stdin(Stdio::from(theirs))
@@ -64,31 +68,36 @@ impl Slot {
             .env_clear()
             .spawn()
             .step(|| format!("start {}", spawner.display()))?;
-        let pidfd = process::open_pidfd(child.id().cast_signed())
+        let pidfd = process::open_pidfd(guard.id().cast_signed())
             .step(|| "open the spawner's pidfd".into())?;
+        let buffer = vec![0; MAX_MESSAGE];
         let mut slot =
-            Self { child, pidfd, socket: ours, group, buffer: vec![0; MAX_MESSAGE], broken: false };
-        slot.group.admit_spawner(slot.child.id())?;
+            Self { guard, spawner: 0, pidfd, socket: ours, group, buffer, broken: false };
+        slot.spawner = slot.expect_ready(SETUP_TIME)?;
+        slot.pidfd = process::open_pidfd(slot.spawner.cast_signed())
+            .step(|| "open the spawner's pidfd".into())?;
+        socket::set_patience(slot.socket.as_fd(), FIRST_LOOK)
+            .step(|| "set up the slot's socket".into())?;
+        slot.group.admit_spawner(slot.spawner)?;
         slot.configure(plan)?;
+        slot.group.begin()?;
         Ok(slot)
     }
 
     fn configure(&mut self, plan: &Plan) -> Result<()> {
         let mut writer = Writer::new(CONFIGURE);
-        let (resident, cgroup) = match self.group.placement() {
-            Placement::Resident => (true, None),
-            Placement::Into(directory) => (false, Some(directory)),
-            Placement::None => (false, None),
-        };
-        writer.byte(u8::from(resident));
         plan.write(&mut writer);
-        let descriptors: Vec<BorrowedFd<'_>> = cgroup.into_iter().collect();
+        let descriptors: Vec<BorrowedFd<'_>> = match self.group.placement() {
+            Placement::Into(directory) => vec![directory],
+            Placement::Resident | Placement::None => Vec::new(),
+        };
         socket::send(self.socket.as_fd(), [writer.as_slice(), &[], &[]], &descriptors)
             .map_err(gone)?;
-        self.expect_ready(SETUP_TIME)
+        self.expect_ready(SETUP_TIME).map(|_| ())
     }
 
-    fn expect_ready(&mut self, patience: Duration) -> Result<()> {
+    /// Waits for READY, which carries the spawner's process number when it is its first word.
+    fn expect_ready(&mut self, patience: Duration) -> Result<u32> {
         let mut wait = [Poll::readable(Some(self.socket.as_fd()))];
         if poll(&mut wait, Some(patience)).map_err(gone)? == 0 {
             return Err(Error::SlotBroken(format!("no answer from the spawner in {patience:?}")));
@@ -96,7 +105,7 @@ impl Slot {
         let (length, _) = socket::receive(self.socket.as_fd(), &mut self.buffer).map_err(gone)?;
         let mut reader = Reader::new(self.buffer.get(..length).unwrap_or_default());
         match reader.byte() {
-            Some(READY) => Ok(()),
+            Some(READY) => Ok(reader.word().unwrap_or(0)),
             Some(FAILED) => {
                 let said = reader.string().map(|text| text.to_string_lossy().into_owned());
                 Err(Error::SlotBroken(said.unwrap_or_else(|| "it failed without a word".into())))
@@ -129,21 +138,27 @@ impl Slot {
 
     fn try_run(&mut self, request: &Request<'_>, user: u32) -> Result<Outcome> {
         let job = request.job();
-        self.group.begin(&job.limits)?;
+        self.group.limit(&job.limits)?;
         let (mut feed, stdin) = Feed::new(&job.stdin)?;
         let (mut stdout, out) = Capture::new(job.limits.output_bytes)?;
         let (mut stderr, err) = Capture::new(job.limits.output_bytes)?;
         let start = Instant::now();
-        request.send(self.socket.as_fd(), user, [stdin.as_fd(), out.as_fd(), err.as_fd()])?;
+        let mut standard = vec![out.as_fd(), err.as_fd()];
+        standard.extend(stdin.as_ref().map(AsFd::as_fd));
+        request.send(self.socket.as_fd(), user, &standard)?;
         drop((stdin, out, err));
 
-        let killed = self.watch(job, start, &mut feed, &mut stdout, &mut stderr)?;
-        let mut answer = self.receive_answer(job)?;
+        // The first message of a short run, or nothing yet.
+        let first = if feed.is_waiting() { None } else { self.receive_soon()? };
+        let killed = match first {
+            Some(_) => None,
+            None => self.watch(job, start, &mut feed, &mut stdout, &mut stderr)?,
+        };
+        let mut answer = self.receive_answer(job, first)?;
         // Every writer is gone: what is in the pipes is all there is.
         stdout.read_what_is_there(&mut self.buffer)?;
         stderr.read_what_is_there(&mut self.buffer)?;
-        let usage = self.group.usage()?;
-        self.group.settle()?;
+        let usage = self.group.finish()?;
         answer.output(stdout, stderr);
         Ok(verdict::judge(job, answer, usage, killed))
     }
@@ -159,10 +174,6 @@ impl Slot {
     ) -> Result<Option<Killed>> {
         let limits = &job.limits;
         let mut killed: Option<(Killed, Instant)> = None;
-        let first = [Poll::readable(Some(self.socket.as_fd()))];
-        if !feed.is_waiting() && poll(&mut first.clone(), Some(FIRST_LOOK)).map_err(gone)? > 0 {
-            return Ok(None);
-        }
         let mut cpu_check = start;
         loop {
             let now = Instant::now();
@@ -190,7 +201,7 @@ impl Slot {
                 until = until.min(cpu_check.max(now));
             }
             let mut entries = [
-                first[0],
+                Poll::readable(Some(self.socket.as_fd())),
                 Poll::readable(stdout.waiting()),
                 Poll::readable(stderr.waiting()),
                 Poll::writable(feed.waiting()),
@@ -216,26 +227,53 @@ impl Slot {
 
     /// Kills the init of the live run, if there is one; all its processes go with it.
     fn kill_run(&mut self) {
-        match process::take_descriptor(self.pidfd.as_fd(), INIT_PIDFD) {
-            // Between runs this is no pidfd, and the signal goes nowhere.
-            Ok(init) => drop(process::send_signal(init.as_fd(), libc::SIGKILL)),
-            // Not allowed to look into the spawner, or it is dead: end the slot, and the run with it.
-            Err(_) => drop(process::send_signal(self.pidfd.as_fd(), libc::SIGKILL)),
+        // The spawner has no child but init, and cannot have it reaped while it is suspended.
+        let path = format!("/proc/{0}/task/{0}/children", self.spawner);
+        let only_child = || {
+            let listed = std::fs::read_to_string(&path)?;
+            Ok::<_, std::io::Error>(
+                listed.split_whitespace().next().and_then(|pid| pid.parse().ok()),
+            )
+        };
+        match only_child() {
+            Ok(Some(init)) => {
+                let still_ours = || only_child().is_ok_and(|pid| pid == Some(init));
+                let _ = process::kill_checked(init, still_ours);
+            }
+            Ok(None) => {}
+            // A kernel that does not list children: end the spawner, and the run with it.
+            Err(_) => {
+                let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+            }
         }
     }
 
-    /// Receives pieces of files until the answer itself.
-    fn receive_answer(&mut self, job: &Job) -> Result<verdict::Answer> {
+    /// Receives a message into the buffer if one comes within [`FIRST_LOOK`]: its length.
+    fn receive_soon(&mut self) -> Result<Option<usize>> {
+        match socket::receive(self.socket.as_fd(), &mut self.buffer) {
+            Ok((length, _)) => Ok(Some(length)),
+            Err(Errno(libc::EAGAIN)) => Ok(None),
+            Err(errno) => Err(gone(errno)),
+        }
+    }
+
+    /// Receives pieces of files until the answer itself. `first` is the length of a message that is in the
+    /// buffer already.
+    fn receive_answer(&mut self, job: &Job, first: Option<usize>) -> Result<verdict::Answer> {
         let mut pieces: Vec<Vec<u8>> = vec![Vec::new(); job.fetch.len()];
+        let mut next = first;
         loop {
-            let mut wait = [Poll::readable(Some(self.socket.as_fd()))];
-            if poll(&mut wait, Some(PATIENCE)).map_err(gone)? == 0 {
-                return Err(Error::SlotBroken(
-                    "the spawner stopped in the middle of an answer".into(),
-                ));
-            }
-            let (length, _) =
-                socket::receive(self.socket.as_fd(), &mut self.buffer).map_err(gone)?;
+            let length = match next.take() {
+                Some(length) => length,
+                None => {
+                    let mut wait = [Poll::readable(Some(self.socket.as_fd()))];
+                    if poll(&mut wait, Some(PATIENCE)).map_err(gone)? == 0 {
+                        let message = "the spawner stopped in the middle of an answer";
+                        return Err(Error::SlotBroken(message.into()));
+                    }
+                    socket::receive(self.socket.as_fd(), &mut self.buffer).map_err(gone)?.0
+                }
+            };
             let message = self.buffer.get(..length).unwrap_or_default();
             let mut reader = Reader::new(message);
             let cut = || Error::SlotBroken("an answer of the spawner is cut".into());
@@ -257,9 +295,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        // The guard ends when the spawner has, and the spawner's run with it.
         let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        let _ = self.child.wait();
-        let _ = descriptor::set_nonblocking(self.socket.as_fd());
+        let _ = self.guard.wait();
     }
 }
 

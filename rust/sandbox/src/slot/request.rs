@@ -62,15 +62,16 @@ impl<'a> Request<'a> {
         self.job
     }
 
-    /// Sends it: what is too long for one message ahead, then the run with its standard streams.
+    /// Sends it: what is too long for one message ahead, then the run with its standard streams (stdout,
+    /// stderr, and stdin if there is something to read).
     pub(super) fn send(
         &self,
         to: BorrowedFd<'_>,
         user: u32,
-        standard: [BorrowedFd<'_>; 3],
+        standard: &[BorrowedFd<'_>],
     ) -> Result<()> {
         let job = self.job;
-        let disk = Disk { bytes: job.limits.disk_bytes, files: job.limits.disk_files, user };
+        let disk = Disk { bytes: job.limits.disk_bytes, files: job.limits.disk_files };
         let mut room = MAX_PIECE;
         let mut inline = Vec::new();
         for (path, file) in &job.files {
@@ -82,6 +83,7 @@ impl<'a> Request<'a> {
             for piece in file.content.chunks(MAX_PIECE) {
                 let mut writer = Writer::new(STAGE);
                 disk.write(&mut writer);
+                writer.word(user);
                 writer.byte(u8::from(file.executable));
                 writer.string(path);
                 writer.bytes(piece);
@@ -90,6 +92,7 @@ impl<'a> Request<'a> {
         }
         let mut writer = Writer::new(RUN);
         disk.write(&mut writer);
+        writer.word(user);
         write_limits(&mut writer, &job.limits, self.core_limit);
         writer.string(WORK_DIRECTORY);
         writer.string(&job.program);
@@ -106,7 +109,7 @@ impl<'a> Request<'a> {
         writer.long(job.limits.disk_bytes);
         writer.count(job.fetch.len());
         job.fetch.iter().for_each(|path| writer.string(path));
-        send(to, &writer, &standard)
+        send(to, &writer, standard)
     }
 }
 
@@ -116,7 +119,8 @@ fn send(to: BorrowedFd<'_>, writer: &Writer, descriptors: &[BorrowedFd<'_>]) -> 
 
 /// The limits that a process carries itself: second fences behind the slot's watch and the cgroup.
 fn write_limits(writer: &mut Writer, limits: &Limits, core_limit: u64) {
-    let seconds = limits.cpu_time.as_secs() + u64::from(limits.cpu_time.subsec_nanos() > 0);
+    // One second later than the slot's watch would, whose verdict is the better one.
+    let seconds = limits.cpu_time.as_secs() + 1 + u64::from(limits.cpu_time.subsec_nanos() > 0);
     let same = [
         (libc::RLIMIT_CPU, seconds),
         (libc::RLIMIT_FSIZE, limits.disk_bytes),

@@ -68,7 +68,9 @@ pub(super) fn judge(job: &Job, answer: Answer, usage: Usage, killed: Option<Kill
     let done = answer.done;
     let overhead = Duration::from_nanos(done.overhead);
     // On v1 the spawner is in the group, and what it used is not the program's.
-    let cpu_time = usage.cpu_time.map_or(Duration::ZERO, |time| time.saturating_sub(overhead));
+    let cpu_time = usage
+        .cpu_time
+        .map_or(Duration::from_nanos(done.used), |time| time.saturating_sub(overhead));
     let ending = (done.stage == Stage::Ended).then(|| Ending::from_status(done.status));
     let (exit_code, signal) = match ending {
         Some(Ending::Exited(code)) => (Some(code), None),
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
 
     fn verdict(stage: Stage, status: i32, usage: Usage, killed: Option<Killed>) -> Verdict {
-        let done = Done { stage, status, wall: 1, overhead: 0 };
+        let done = Done { stage, status, wall: 1, used: 0, overhead: 0 };
         let answer = Answer {
             done,
             files: BTreeMap::new(),

@@ -3,15 +3,15 @@
 //! No allocation, no lock, no panic, signals blocked; every call is a raw system call. What they find
 //! out they write into their argument, which the spawner reads when it goes on.
 
-use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::time::Duration;
 
+use super::order::Order;
 use crate::protocol::Stage;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
 use crate::sys::descriptor::{self, Poll};
-use crate::sys::exec::{self, Strings};
+use crate::sys::exec;
 
 use crate::sys::{Errno, credentials, mount, process};
 
@@ -46,8 +46,6 @@ impl Report {
 pub(super) struct Init<'a> {
     /// The spawner, by pidfd: readable when it is dead.
     pub(super) spawner: BorrowedFd<'a>,
-    /// The host's /proc, for init's own OOM score; `None` where the run has a cgroup to itself.
-    pub(super) processes: Option<BorrowedFd<'a>>,
     /// The run's file system, detached.
     pub(super) files: BorrowedFd<'a>,
     /// For the program's process until its exec.
@@ -57,13 +55,7 @@ pub(super) struct Init<'a> {
 
 /// What the program's process needs.
 pub(super) struct Program<'a> {
-    pub(super) path: &'a CStr,
-    pub(super) arguments: Strings<'a>,
-    pub(super) environment: Strings<'a>,
-    pub(super) directory: &'a CStr,
-    pub(super) user: u32,
-    /// Resource, soft limit, hard limit.
-    pub(super) limits: &'a [(u32, u64, u64)],
+    pub(super) order: &'a Order<'a>,
     /// Stdin, stdout, stderr.
     pub(super) standard: [i32; 3],
     pub(super) report: &'a Report,
@@ -79,7 +71,7 @@ pub(super) fn init(call: &mut Init<'_>) -> ! {
     call.program.report.enter(Stage::Fork);
     let child =
         match suspended_until_done(Placement::default(), call.stack, program, &mut call.program) {
-            Ok(child) => child.pid,
+            Ok(child) => child,
             Err(errno) => {
                 call.program.report.end(errno.0);
                 process::exit(1);
@@ -87,9 +79,9 @@ pub(super) fn init(call: &mut Init<'_>) -> ! {
         };
     loop {
         match process::wait(-1) {
-            Ok((pid, status)) if pid == child => {
+            Ok(ended) if ended.pid == child => {
                 if call.program.report.read().0 == Stage::Killed {
-                    call.program.report.end(status);
+                    call.program.report.end(ended.status);
                     call.program.report.enter(Stage::Ended);
                 }
                 process::exit(0);
@@ -107,11 +99,6 @@ fn set_up(call: &mut Init<'_>) -> Result<(), Errno> {
     let mut spawner = [Poll::readable(Some(call.spawner))];
     if descriptor::poll(&mut spawner, Some(Duration::ZERO))? > 0 {
         return Err(Errno(libc::ESRCH));
-    }
-    if let Some(processes) = call.processes {
-        // Of all that shares the slot's memory limit, the run goes first and the spawner last.
-        let score = descriptor::open(Some(processes), c"self/oom_score_adj", libc::O_WRONLY, 0)?;
-        descriptor::write_all(score.as_fd(), b"1000")?;
     }
     call.program.report.enter(Stage::Mount);
     mount::attach(call.files, c"/tmp")?;
@@ -132,24 +119,25 @@ fn program(call: &mut Program<'_>) -> ! {
 enum Never {}
 
 fn become_program(call: &mut Program<'_>) -> Result<Never, Errno> {
+    let order = call.order;
     call.report.enter(Stage::Limits);
-    for &(resource, soft, hard) in call.limits {
+    for &(resource, soft, hard) in &order.limits {
         credentials::limit_resource(resource, soft, hard)?;
     }
     call.report.enter(Stage::Descriptors);
-    process::start_session()?;
+    process::start_group()?;
     for (from, to) in call.standard.into_iter().zip(0..) {
         descriptor::place_standard(from, to)?;
     }
     descriptor::close_on_exec_from(3)?;
     call.report.enter(Stage::User);
-    credentials::set_user(call.user)?;
+    credentials::set_user(order.user)?;
     call.report.enter(Stage::Directory);
-    descriptor::change_directory(call.directory)?;
+    descriptor::change_directory(order.directory)?;
     process::block_signals(false)?;
     // From a successful exec on, nothing is written here: this is what init finds.
     call.report.enter(Stage::Killed);
-    let errno = exec::execute(call.path, &call.arguments, &call.environment);
+    let errno = exec::execute(order.program, &order.arguments, &order.environment);
     call.report.enter(Stage::Exec);
     Err(errno)
 }

@@ -2,19 +2,27 @@
 //!
 //! # Design
 //!
-//! It has one thread, is linked statically and holds all that can be pooled. For a run it makes a
-//! tmpfs, stages the input files on it, and starts init ([`child`]) in fresh namespaces with
+//! It is linked statically, has one thread, and holds all that can be pooled. For a run it makes or
+//! reuses a tmpfs, stages the input files on it, and starts init ([`child`]) in fresh namespaces with
 //! `CLONE_VM | CLONE_VFORK`: no page table is copied, and the spawner is suspended until the run is over.
 //! So it never has to be scheduled while a run lives: a run that burns its slot's processor quota or
 //! memory finds nobody to starve. Time, output and processor use are watched by the slot, from
 //! another process and, on cgroup v1, from outside the cgroup that the two live in.
+//!
+//! Two processes make it up. The one that was started, the guard, does nothing but start the other in the
+//! same way, with `CLONE_VM | CLONE_VFORK`, and wait. The kernel never chooses a process that still shares
+//! its memory with the parent that waits for it when it kills for want of memory, so the spawner, which
+//! lives in its runs' memory cgroup on v1, cannot be killed with them. The guard stays outside, and what
+//! the two keep in memory is charged there. All runs inherit the spawner's OOM score, the highest.
 
 mod child;
 mod files;
+mod order;
 mod setup;
 
-use std::fs::File;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use crate::error::Step;
 use crate::protocol::{
@@ -23,41 +31,45 @@ use crate::protocol::{
 };
 use crate::rootfs::Plan;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
-use crate::sys::exec::Strings;
+use crate::sys::descriptor::Poll;
 use crate::sys::socket::Received;
 use crate::sys::{Errno, descriptor, process, socket};
 use crate::wire::{Reader, Writer};
 use crate::{Error, Result};
 use child::{Init, Program, Report};
 use files::RunFiles;
+use order::Order;
 
-/// Namespaces that every run has to itself.
-const FRESH: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
+/// Namespaces that are made for every run. An ipc namespace is made when a run has left something in the
+/// one before: making one costs 30 µs, and one in which nothing was made is as good as new.
+const FRESH: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
 
 const STACK: usize = 64 << 10;
+const SPAWNER_STACK: usize = 512 << 10;
 
 /// The state of a spawner.
 struct Spawner<'a> {
     socket: BorrowedFd<'a>,
     /// Itself, by which init sees whether it is alive.
     own_pidfd: OwnedFd,
-    /// The host's /proc, kept only where init must set its OOM score.
-    processes: Option<OwnedFd>,
+    /// /dev/null: the standard input of runs that have nothing to read.
+    nothing: OwnedFd,
     /// The cgroup (v2) that runs start in.
     cgroup: Option<OwnedFd>,
-    /// Keeps the number [`crate::protocol::INIT_PIDFD`] taken between runs.
-    place_of_pidfd: Option<OwnedFd>,
+    /// The next run's file system, once there is one.
     files: Option<RunFiles>,
+    /// Whether a run has left objects in the ipc namespace that could not be replaced.
+    stale_ipc: bool,
     /// What went wrong when staging, told when the run is asked for.
     staging_error: Option<Errno>,
     stacks: [Stack; 2],
 }
 
-/// Serves the slot at the other end of `socket` until that is closed.
+/// Serves the slot at the other end of `socket` until that is closed. `parent` is the slot's process.
 ///
 /// # Errors
 ///
-/// What could not be set up, or a message that is no message; the process should then end.
+/// What could not be set up; the process should then end.
 pub fn serve(socket: BorrowedFd<'_>, parent: i32) -> Result<()> {
     process::die_with_parent().step(|| "tie the spawner to its parent".into())?;
     if process::parent() != parent {
@@ -66,19 +78,59 @@ pub fn serve(socket: BorrowedFd<'_>, parent: i32) -> Result<()> {
     descriptor::close_on_exec_from(0).step(|| "mark descriptors".into())?;
     process::reset_signals();
     process::block_signals(true).step(|| "block signals".into())?;
-    let place_of_pidfd = descriptor::duplicate(socket).step(|| "keep a place".into())?;
-    let own_pidfd = process::open_pidfd(std::process::id().cast_signed())
+    // No terminal: neither for this process nor for what it starts.
+    process::start_session().step(|| "start a session".into())?;
+    let mut service = Service {
+        socket,
+        guard: process::open_pidfd(std::process::id().cast_signed())
+            .step(|| "open the guard's pidfd".into())?,
+        result: Ok(()),
+    };
+    let mut stack = Stack::new(SPAWNER_STACK);
+    let spawner = suspended_until_done(Placement::default(), &mut stack, be_spawner, &mut service)
+        .step(|| "start the spawner".into())?;
+    let _ = process::wait(spawner);
+    service.result
+}
+
+/// What the guard hands to the spawner, and what it gets back.
+struct Service<'a> {
+    socket: BorrowedFd<'a>,
+    guard: OwnedFd,
+    result: Result<()>,
+}
+
+/// The spawner's life, in the memory of the suspended guard, which is its own for as long as it lives.
+fn be_spawner(service: &mut Service<'_>) -> ! {
+    service.result = serve_runs(service);
+    process::exit(i32::from(service.result.is_err()));
+}
+
+fn serve_runs(service: &Service<'_>) -> Result<()> {
+    process::die_with_parent().step(|| "tie the spawner to its guard".into())?;
+    let mut guard = [Poll::readable(Some(service.guard.as_fd()))];
+    if descriptor::poll(&mut guard, Some(Duration::ZERO)) != Ok(0) {
+        return Err(Error::SlotBroken("the guard died before its spawner was ready".into()));
+    }
+    // Runs inherit it: of all that shares a memory limit with them, they go first.
+    fs::write("/proc/self/oom_score_adj", "1000").step(|| "raise the OOM score".into())?;
+    let own_pid = std::process::id();
+    let own_pidfd = process::open_pidfd(own_pid.cast_signed())
         .step(|| "open the spawner's own pidfd".into())?;
+    let socket = service.socket;
     let mut spawner = Spawner {
         socket,
         own_pidfd,
-        processes: None,
+        nothing: fs::File::open("/dev/null").step(|| "open /dev/null".into())?.into(),
         cgroup: None,
-        place_of_pidfd: Some(place_of_pidfd),
         files: None,
+        stale_ipc: false,
         staging_error: None,
         stacks: [Stack::new(STACK), Stack::new(STACK)],
     };
+    let mut hello = Writer::new(READY);
+    hello.word(own_pid);
+    spawner.send(&hello)?;
     let mut buffer = vec![0; MAX_MESSAGE];
     loop {
         let (length, descriptors) =
@@ -99,11 +151,10 @@ impl Spawner<'_> {
         let mut reader = Reader::new(message);
         match reader.byte() {
             Some(CONFIGURE) => {
-                let Some(resident) = reader.byte() else { return Ok(None) };
                 let Some(plan) = Plan::read(&mut reader) else { return Ok(None) };
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
-                match self.configure(&plan, resident != 0) {
+                match setup::become_slot(&plan) {
                     Ok(()) => self.send(&Writer::new(READY))?,
                     Err(error) => {
                         let mut writer = Writer::new(FAILED);
@@ -129,32 +180,23 @@ impl Spawner<'_> {
             .step(|| "answer the slot".into())
     }
 
-    fn configure(&mut self, plan: &Plan, resident: bool) -> Result<()> {
-        if resident {
-            let processes = File::open("/proc").step(|| "open /proc".into())?;
-            self.processes = Some(processes.into());
-        }
-        setup::become_slot(plan)?;
-        // It lives in its runs' memory cgroup: what it needs must not be reclaimed under it.
-        let _ = process::lock_memory();
-        Ok(())
-    }
-
+    /// The file system that the next run gets.
     fn files_for(&mut self, disk: Disk) -> Result<&mut RunFiles, Errno> {
-        if self.files.as_ref().is_none_or(|files| files.disk != disk) {
-            self.files = Some(RunFiles::new(disk)?);
-        }
+        self.files = match self.files.take() {
+            Some(files) if files.is_for(disk) => Some(files),
+            _ => Some(RunFiles::new(disk)?),
+        };
         self.files.as_mut().ok_or(Errno(libc::ENOENT))
     }
 
     fn stage(&mut self, reader: &mut Reader<'_>) -> Option<()> {
-        let disk = Disk::read(reader)?;
+        let (disk, user) = (Disk::read(reader)?, reader.word()?);
         let executable = reader.byte()? != 0;
         let (path, content) = (reader.string()?, reader.bytes()?);
         if self.staging_error.is_none() {
-            let staged =
-                self.files_for(disk).and_then(|files| files.append(path, executable, content));
-            self.staging_error = staged.err();
+            let files = self.files_for(disk);
+            self.staging_error =
+                files.and_then(|files| files.append(path, user, executable, content)).err();
         }
         Some(())
     }
@@ -163,93 +205,84 @@ impl Spawner<'_> {
         let start = process::monotonic();
         let busy = process::processor_time();
         let Some(disk) = Disk::read(reader) else { return Ok(None) };
-        let Some(((stage, status), fetch)) = self.launch(disk, reader, standard) else {
-            return Ok(None);
+        let Some(order) = Order::read(reader) else { return Ok(None) };
+        let [Some(stdout), Some(stderr), stdin, None] = standard else { return Ok(None) };
+        let standard =
+            [stdin.as_ref().unwrap_or(&self.nothing), stdout, stderr].map(AsRawFd::as_raw_fd);
+        let (stage, status, used) = match self.prepare(disk, &order) {
+            Ok(mount) => self.launch(&order, &mount, standard),
+            Err(errno) => (Stage::Files, errno.0, Duration::ZERO),
         };
-        let nanos = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let done = Done {
-            stage,
-            status,
-            wall: nanos(process::monotonic().saturating_sub(start)),
-            overhead: nanos(process::processor_time().saturating_sub(busy)),
-        };
-        let mut writer = Writer::new(DONE);
-        done.write(&mut writer);
-        if let Some((names, most)) = fetch {
-            self.fetch(&names, most, &mut writer)?;
-        }
-        self.files = None;
-        self.send(&writer)?;
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let (wall, used) = (nanos(process::monotonic().saturating_sub(start)), nanos(used));
+        let mut files = Writer::default();
+        self.fetch(&order, &mut files)?;
+        self.clear();
+        let overhead = nanos(process::processor_time().saturating_sub(busy));
+        let mut head = Writer::new(DONE);
+        Done { stage, status, wall, used, overhead }.write(&mut head);
+        socket::send(self.socket, [head.as_slice(), files.as_slice(), &[]], &[])
+            .step(|| "answer the slot".into())?;
         Ok(Some(()))
     }
 
-    /// Reads the rest of a RUN message, runs the program, and says how that went and what to fetch.
-    #[expect(clippy::type_complexity, reason = "read once, by run")]
-    fn launch<'m>(
+    /// Stages the files that came with the order. The run's mount of the file system.
+    fn prepare(&mut self, disk: Disk, order: &Order<'_>) -> Result<OwnedFd, Errno> {
+        if let Some(errno) = self.staging_error.take() {
+            return Err(errno);
+        }
+        if self.stale_ipc {
+            return Err(Errno(libc::EBUSY));
+        }
+        let files = self.files_for(disk)?;
+        for &(executable, path, content) in &order.files {
+            files.append(path, order.user, executable, content)?;
+        }
+        files.mount_for_run()
+    }
+
+    /// Runs the program and waits for its end: how it went, and the processor time of what was reaped.
+    fn launch(
         &mut self,
-        disk: Disk,
-        reader: &mut Reader<'m>,
-        standard: &Received,
-    ) -> Option<((Stage, i32), Option<(Vec<&'m std::ffi::CStr>, u64)>)> {
-        let [Some(stdin), Some(stdout), Some(stderr), None] = standard else { return None };
-        let limits = (0..reader.count()?)
-            .map(|_| Some((reader.word()?, reader.long()?, reader.long()?)))
-            .collect::<Option<Vec<_>>>()?;
-        let (directory, path) = (reader.string()?, reader.string()?);
-        let arguments = Strings::new(&reader.strings()?);
-        let environment = Strings::new(&reader.strings()?);
-        let mut staging_error = self.staging_error.take();
-        if let Err(errno) = self.files_for(disk) {
-            staging_error.get_or_insert(errno);
-        }
-        for _ in 0..reader.count()? {
-            let executable = reader.byte()? != 0;
-            let (path, content) = (reader.string()?, reader.bytes()?);
-            if let (None, Some(files)) = (staging_error, &self.files) {
-                staging_error = files.append(path, executable, content).err();
-            }
-        }
-        let most = reader.long()?;
-        let wanted = reader.strings()?;
-        let (Some(files), None) = (&self.files, staging_error) else {
-            return Some(((Stage::Files, staging_error.map_or(0, |errno| errno.0)), None));
-        };
+        order: &Order<'_>,
+        mount: &OwnedFd,
+        standard: [i32; 3],
+    ) -> (Stage, i32, Duration) {
         let report = Report::new(Stage::Clone);
         let [stack, program_stack] = &mut self.stacks;
         let mut init = Init {
             spawner: self.own_pidfd.as_fd(),
-            processes: self.processes.as_ref().map(AsFd::as_fd),
-            files: files.mount.as_fd(),
+            files: mount.as_fd(),
             stack: program_stack,
-            program: Program {
-                path,
-                arguments,
-                environment,
-                directory,
-                user: disk.user,
-                limits: &limits,
-                standard: [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()],
-                report: &report,
-            },
+            program: Program { order, standard, report: &report },
         };
-        let placement = Placement {
-            namespaces: FRESH,
-            cgroup: self.cgroup.as_ref().map(AsFd::as_fd),
-            pidfd: true,
-        };
-        drop(self.place_of_pidfd.take());
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        let placement = Placement { namespaces: FRESH, cgroup };
         let started = suspended_until_done(placement, stack, child::init, &mut init);
-        let waited = started.and_then(|child| process::wait(child.pid));
-        let ended = waited.map_or_else(|errno| (Stage::Clone, errno.0), |_| report.read());
-        self.place_of_pidfd = descriptor::duplicate(self.socket).ok();
-        Some((ended, (!wanted.is_empty()).then_some((wanted, most))))
+        match started.and_then(process::wait) {
+            Ok(ended) => {
+                let (stage, status) = report.read();
+                (stage, status, ended.cpu_time)
+            }
+            Err(errno) => (Stage::Clone, errno.0, Duration::ZERO),
+        }
+    }
+
+    /// Makes what is kept between runs as good as new.
+    fn clear(&mut self) {
+        descriptor::reset_settings(self.nothing.as_fd());
+        self.files = self.files.take().and_then(RunFiles::renew);
+        if process::has_no_ipc_objects() != Ok(true) {
+            // Objects end with the namespace that they are in. If that fails, so does the next run.
+            self.stale_ipc = process::unshare(libc::CLONE_NEWIPC).is_err();
+        }
     }
 
     /// Adds what became of each wanted file to the answer, sending the content ahead of it.
-    fn fetch(&self, names: &[&std::ffi::CStr], most: u64, answer: &mut Writer) -> Result<()> {
-        let mut left = most;
-        let mut piece = vec![0; MAX_PIECE];
-        for (index, name) in (0u32..).zip(names) {
+    fn fetch(&self, order: &Order<'_>, answer: &mut Writer) -> Result<()> {
+        let mut left = order.most_bytes;
+        let mut piece = vec![0; if order.wanted.is_empty() { 0 } else { MAX_PIECE }];
+        for (index, name) in (0u32..).zip(&order.wanted) {
             let state = match self.files.as_ref().map(|files| files.open(name)) {
                 Some(Ok(file)) => self.send_file(index, &file, &mut piece, &mut left)?,
                 Some(Err(Errno(libc::ENOENT))) | None => ABSENT,

@@ -31,8 +31,11 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 /// Makes this process a slot's spawner: afterwards it sees only the slot's root and may do only what
 /// runs need.
 pub(super) fn become_slot(plan: &Plan) -> Result<()> {
-    let namespaces =
-        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWCGROUP;
     process::unshare(namespaces).step(|| "make the slot's namespaces".into())?;
     mount::make_all_private().step(|| "make mounts private".into())?;
     process::set_host_name("sandbox").step(|| "name the host".into())?;

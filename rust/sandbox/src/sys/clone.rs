@@ -1,10 +1,9 @@
 //! Starting a child that shares this process's memory while this process waits.
 
 use std::arch::asm;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Result;
-use super::descriptor::own;
 use super::raw::{check, int, setup_key, word};
 
 /// The kernel's `struct clone_args`, up to the field for the cgroup.
@@ -52,20 +51,10 @@ pub struct Placement<'a> {
     pub namespaces: i32,
     /// The directory of the cgroup (v2) that it starts in, if not its parent's.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// Whether a pidfd of it is put into this process's lowest free descriptor.
-    pub pidfd: bool,
 }
 
-/// What is known of a child that has ended or become another program.
-pub struct Child {
-    /// Its process number here.
-    pub pid: i32,
-    /// Its pidfd, if one was asked for.
-    pub pidfd: Option<OwnedFd>,
-}
-
-/// Runs `entry(argument)` in a child that shares this process's memory. Returns when the child has
-/// ended or has become another program by exec; until then this process is suspended.
+/// Runs `entry(argument)` in a child that shares this process's memory. Returns the child's process
+/// number when it has ended or has become another program by exec; until then this process is suspended.
 ///
 /// The child has `argument` to itself, as the suspended parent cannot look. `entry` must not allocate,
 /// lock or panic: the child lives in a copy of nothing. Signals should be blocked by the caller.
@@ -74,7 +63,7 @@ pub fn suspended_until_done<T>(
     stack: &mut Stack,
     entry: fn(&mut T) -> !,
     argument: &mut T,
-) -> Result<Child> {
+) -> Result<i32> {
     struct Call<'a, T> {
         entry: fn(&mut T) -> !,
         argument: &'a mut T,
@@ -84,15 +73,10 @@ pub fn suspended_until_done<T>(
     }
 
     let mut call = Call { entry, argument };
-    let mut pidfd: i32 = -1;
     let (base, size) = stack.extent();
-    let mut flags = (libc::CLONE_VM | libc::CLONE_VFORK | placement.namespaces) as u32 as u64;
-    if placement.pidfd {
-        flags |= libc::CLONE_PIDFD as u64;
-    }
+    let flags = (libc::CLONE_VM | libc::CLONE_VFORK | placement.namespaces) as u32 as u64;
     let mut arguments = Arguments {
         flags,
-        pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         stack: base,
         stack_size: size,
@@ -106,7 +90,7 @@ pub fn suspended_until_done<T>(
     // SAFETY: the child runs on `stack`, which nothing else uses while the parent is suspended (VFORK),
     // and leaves this block only by `begin`, which never returns: it ends in exit or exec. So the parent
     // finds its registers as they were (the kernel keeps them) and its frame untouched, except what the
-    // child wrote through `call`, `pidfd` and `arguments`, which the block is taken to write. `entry` is a
+    // child wrote through `call` and `arguments`, which the block is taken to write. `entry` is a
     // safe function, and `argument` is borrowed for it alone until the parent goes on.
     unsafe {
         asm!(
@@ -131,8 +115,5 @@ pub fn suspended_until_done<T>(
             lateout("r11") _,
         );
     }
-    let pid = int(check(result)?);
-    // SAFETY: `pidfd` is a live local; the read is volatile because the kernel wrote it.
-    let pidfd = unsafe { (&raw const pidfd).read_volatile() };
-    Ok(Child { pid, pidfd: usize::try_from(pidfd).ok().map(own) })
+    check(result).map(int)
 }

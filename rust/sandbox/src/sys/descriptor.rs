@@ -140,6 +140,17 @@ pub fn place_standard(from: i32, to: i32) -> Result<()> {
     Ok(())
 }
 
+/// Undoes what a process that shared this open file may have set on it: that it does not block, and who
+/// gets which signal when it is ready.
+pub fn reset_settings(descriptor: BorrowedFd<'_>) {
+    let fd = word(descriptor.as_raw_fd());
+    const F_SETSIG: i32 = 10;
+    for command in [libc::F_SETFL, libc::F_SETOWN, F_SETSIG] {
+        // SAFETY: each of the commands takes an int.
+        let _ = unsafe { syscall(libc::SYS_fcntl, [fd, word(command), 0, 0, 0, 0]) };
+    }
+}
+
 /// Marks every descriptor from `first` on as closed on exec.
 pub fn close_on_exec_from(first: u32) -> Result<()> {
     let flag = libc::CLOSE_RANGE_CLOEXEC as usize;
@@ -213,6 +224,41 @@ pub fn poll(entries: &mut [Poll], timeout: Option<std::time::Duration>) -> Resul
         }
         other => other,
     }
+}
+
+/// Removes the name `path`, which is no directory's, from `directory`.
+pub fn remove_file(directory: BorrowedFd<'_>, path: &CStr) -> Result<()> {
+    let arguments = [word(directory.as_raw_fd()), path.as_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: `path` ends in NUL and outlives the call.
+    unsafe { syscall(libc::SYS_unlinkat, arguments) }?;
+    Ok(())
+}
+
+/// Sets the times of what `descriptor` stands for to the beginning of time.
+pub fn reset_times(descriptor: BorrowedFd<'_>) -> Result<()> {
+    let times = [0u64; 4]; // two struct timespec
+    let arguments = [
+        word(descriptor.as_raw_fd()),
+        c"".as_ptr() as usize,
+        times.as_ptr() as usize,
+        word(libc::AT_EMPTY_PATH),
+        0,
+        0,
+    ];
+    // SAFETY: the string ends in NUL, the times have their layout; both outlive the call.
+    unsafe { syscall(libc::SYS_utimensat, arguments) }?;
+    Ok(())
+}
+
+/// Whether the file system behind `descriptor` has all its blocks free, and all its inodes but one.
+pub fn is_empty_file_system(descriptor: BorrowedFd<'_>) -> Result<bool> {
+    let mut status = std::mem::MaybeUninit::<libc::statfs64>::zeroed();
+    let arguments = [word(descriptor.as_raw_fd()), status.as_mut_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: `status` has room for the structure.
+    unsafe { syscall(libc::SYS_fstatfs, arguments) }?;
+    // SAFETY: it was zeroed, and every bit pattern is a valid `statfs64`.
+    let status = unsafe { status.assume_init() };
+    Ok(status.f_bfree == status.f_blocks && status.f_ffree + 1 == status.f_files)
 }
 
 /// Whether it is a regular file.

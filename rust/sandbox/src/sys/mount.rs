@@ -72,6 +72,15 @@ pub fn view(source: &CStr) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_open_tree, arguments) }.map(own)
 }
 
+/// A detached second view of the root of a mount, given by a descriptor of it.
+pub fn second_view(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = word(OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH);
+    let fd = word(mount.as_raw_fd());
+    let arguments = [fd, c"".as_ptr() as usize, flags, 0, 0, setup_key()];
+    // SAFETY: the string ends in NUL and outlives the call.
+    unsafe { syscall(libc::SYS_open_tree, arguments) }.map(own)
+}
+
 /// Sets attributes of a mount, given by a descriptor of it.
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
     let change = [attributes, 0, 0, 0]; // struct mount_attr: set, clear, propagation, user namespace

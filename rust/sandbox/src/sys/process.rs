@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::descriptor::own;
-use super::raw::{int, syscall, word};
+use super::raw::{int, setup_key, syscall, word};
 use super::{Errno, Result};
 
 /// How a process ended.
@@ -27,15 +27,33 @@ impl Ending {
     }
 }
 
-/// Waits for a child (`-1`: any) to end: its number and wait status.
-pub fn wait(pid: i32) -> Result<(i32, i32)> {
+/// A child that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Its process number.
+    pub pid: i32,
+    /// Its wait status.
+    pub status: i32,
+    /// Processor time of it and of the children that it waited for.
+    pub cpu_time: Duration,
+}
+
+/// Waits for a child (`-1`: any) to end.
+pub fn wait(pid: i32) -> Result<Ended> {
     let mut status = 0i32;
+    let mut usage = [0u64; 18]; // struct rusage: user and system time as two struct timeval, counters
     loop {
-        let arguments = [word(pid), (&raw mut status) as usize, libc::__WALL as usize, 0, 0, 0];
-        // SAFETY: `status` is writable; no usage is asked for.
+        let (status_at, usage_at) = ((&raw mut status) as usize, usage.as_mut_ptr() as usize);
+        let arguments = [word(pid), status_at, libc::__WALL as usize, usage_at, 0, 0];
+        // SAFETY: both are writable and as long as the kernel's structures.
         match unsafe { syscall(libc::SYS_wait4, arguments) } {
             Err(Errno(libc::EINTR)) => {}
-            other => return other.map(|pid| (int(pid), status)),
+            Err(errno) => return Err(errno),
+            Ok(pid) => {
+                let seconds = Duration::from_secs(usage[0] + usage[2]);
+                let cpu_time = seconds + Duration::from_micros(usage[1] + usage[3]);
+                return Ok(Ended { pid: int(pid), status, cpu_time });
+            }
         }
     }
 }
@@ -69,13 +87,6 @@ pub fn open_pidfd(pid: i32) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_pidfd_open, [word(pid), 0, 0, 0, 0, 0]) }.map(own)
 }
 
-/// A copy of descriptor `number` of the process behind `pidfd`.
-pub fn take_descriptor(pidfd: BorrowedFd<'_>, number: i32) -> Result<OwnedFd> {
-    let arguments = [word(pidfd.as_raw_fd()), word(number), 0, 0, 0, 0];
-    // SAFETY: plain integers.
-    unsafe { syscall(libc::SYS_pidfd_getfd, arguments) }.map(own)
-}
-
 /// Sends `signal` to the process behind `pidfd`; one that has ended already is no error.
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     let arguments = [word(pidfd.as_raw_fd()), word(signal), 0, 0, 0, 0];
@@ -105,7 +116,7 @@ pub fn kill_checked(pid: i32, still_ours: impl FnOnce() -> bool) -> Result<()> {
 /// Moves this process into new namespaces (`CLONE_NEW*`).
 pub fn unshare(namespaces: i32) -> Result<()> {
     // SAFETY: only namespace flags are used by the crate; memory and descriptors stay as they are.
-    unsafe { syscall(libc::SYS_unshare, [word(namespaces), 0, 0, 0, 0, 0]) }?;
+    unsafe { syscall(libc::SYS_unshare, [word(namespaces), 0, 0, 0, 0, setup_key()]) }?;
     Ok(())
 }
 
@@ -113,6 +124,34 @@ pub fn unshare(namespaces: i32) -> Result<()> {
 pub fn set_host_name(name: &str) -> Result<()> {
     // SAFETY: `name` is readable for its length.
     unsafe { syscall(libc::SYS_sethostname, [name.as_ptr() as usize, name.len(), 0, 0, 0, 0]) }?;
+    Ok(())
+}
+
+/// Whether this process's ipc namespace holds no System V object of any kind.
+pub fn has_no_ipc_objects() -> Result<bool> {
+    const SHM_INFO: usize = 14;
+    const MSG_INFO: usize = 12;
+    const SEM_INFO: usize = 19;
+    // The largest of the three structures, struct shminfo64, has 72 bytes. Each starts with or holds the
+    // number of identifiers in use where the constants below say.
+    let mut info = [0u32; 32];
+    let at = info.as_mut_ptr() as usize;
+    // SAFETY: `info` is longer than each of the structures that the kernel writes.
+    unsafe {
+        syscall(libc::SYS_shmctl, [0, SHM_INFO, at, 0, 0, 0])?;
+        let shared_memory = info[0]; // struct shm_info: used_ids
+        syscall(libc::SYS_msgctl, [0, MSG_INFO, at, 0, 0, 0])?;
+        let queues = info[0]; // struct msginfo: msgpool, which MSG_INFO sets to the number of queues
+        syscall(libc::SYS_semctl, [0, 0, SEM_INFO, at, 0, 0])?;
+        let semaphores = info[7]; // struct seminfo: semusz, which SEM_INFO sets to the number of sets
+        Ok(shared_memory == 0 && queues == 0 && semaphores == 0)
+    }
+}
+
+/// Makes this process the leader of a process group of its own.
+pub fn start_group() -> Result<()> {
+    // SAFETY: plain integers.
+    unsafe { syscall(libc::SYS_setpgid, [0; 6]) }?;
     Ok(())
 }
 
@@ -172,11 +211,4 @@ pub fn random_words() -> Result<[u64; 2]> {
     // SAFETY: `words` is writable for its size. So few bytes are never cut short.
     unsafe { syscall(libc::SYS_getrandom, arguments) }?;
     Ok(words)
-}
-
-/// Keeps this process's memory from being reclaimed: it lives beside a run that eats memory.
-pub fn lock_memory() -> Result<()> {
-    // SAFETY: pages become resident; nothing moves.
-    unsafe { syscall(libc::SYS_mlockall, [libc::MCL_CURRENT as usize, 0, 0, 0, 0, 0]) }?;
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 use super::raw::{syscall, word};
 use super::{Errno, Result};
@@ -83,6 +84,22 @@ pub fn send(
     }
 }
 
+/// Makes [`receive`] fail with `EAGAIN` when nothing came within `time`.
+pub fn set_patience(socket: BorrowedFd<'_>, time: Duration) -> Result<()> {
+    let value = [time.as_secs(), u64::from(time.subsec_micros())]; // struct timeval
+    let arguments = [
+        word(socket.as_raw_fd()),
+        word(libc::SOL_SOCKET),
+        word(libc::SO_RCVTIMEO),
+        value.as_ptr() as usize,
+        size_of_val(&value),
+        0,
+    ];
+    // SAFETY: `value` has the layout of struct timeval and outlives the call.
+    unsafe { syscall(libc::SYS_setsockopt, arguments) }?;
+    Ok(())
+}
+
 /// Descriptors that came with a message.
 pub type Received = [Option<OwnedFd>; MAX_DESCRIPTORS];
 
@@ -90,7 +107,7 @@ pub type Received = [Option<OwnedFd>; MAX_DESCRIPTORS];
 ///
 /// # Errors
 ///
-/// `EMSGSIZE` if `buffer` is too small for the message.
+/// `EMSGSIZE` if `buffer` is too small for the message, `EAGAIN` as [`set_patience`] says.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Received)> {
     let mut parts = [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }];
     let mut control = Control::default();

@@ -28,6 +28,13 @@ impl Controller for Cpuacct {
         Ok(())
     }
 
+    fn finish(&mut self, usage: &mut Usage) -> Result<()> {
+        let now = self.usage.number()?;
+        usage.cpu_time = Some(Duration::from_nanos(now.saturating_sub(self.start)));
+        self.start = now;
+        Ok(())
+    }
+
     fn count(&self, usage: &mut Usage) -> Result<()> {
         let used = self.usage.number()?.saturating_sub(self.start);
         usage.cpu_time = Some(Duration::from_nanos(used));

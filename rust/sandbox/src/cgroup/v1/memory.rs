@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::cgroup::control_file::ControlFile;
 use crate::cgroup::{Controller, Usage};
-use crate::error::Step;
 use crate::{Limits, Result};
 
 /// What is left behind by runs (cached files, mostly) is given back above this share of the limit.
@@ -80,9 +79,16 @@ impl Controller for Memory {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<()> {
+    fn finish(&mut self, usage: &mut Usage) -> Result<()> {
+        usage.peak_memory = Some(self.peak.number()?.saturating_sub(self.base));
+        let kills = self.oom.value_of("oom_kill")?;
+        usage.oom_kills = kills.saturating_sub(self.kills);
+        self.kills = kills;
+        self.peak.write("0")?; // sets it to what is in use now
+        self.base = self.peak.number()?;
         if self.set.is_some_and(|set| self.base > set / RESIDUE_SHARE) {
-            self.force_empty.try_write("0").step(|| "empty the slot's memory group".into())?;
+            let _ = self.force_empty.try_write("0");
+            self.begin()?;
         }
         Ok(())
     }
