@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::{Runner, RunnerSlot};
 use crate::cgroup::{Group, Host};
 use crate::rootfs::Plan;
-use crate::slot::{Request, Slot, core_limit};
+use crate::slot::{Request, Slot};
 use crate::{Job, Outcome, Result};
 
 /// Users that are given to runs in turn, so that two runs of a pool never share one, nor do two that
@@ -43,7 +43,6 @@ pub struct Direct {
     /// The name of the pool's directory in each hierarchy.
     pub(crate) pool_name: String,
     pub(crate) users: Arc<Users>,
-    core_limit: u64,
 }
 
 impl Direct {
@@ -54,7 +53,7 @@ impl Direct {
         pool_name: String,
         users: Arc<Users>,
     ) -> Self {
-        Self { spawner, plan, host, pool_name, users, core_limit: core_limit() }
+        Self { spawner, plan, host, pool_name, users }
     }
 }
 
@@ -64,21 +63,19 @@ impl Runner for Direct {
     }
 
     fn check(&self, job: &Job) -> Result<()> {
-        Request::new(job, self.core_limit).map(|_| ())
+        Request::new(job).map(|_| ())
     }
 
     fn open(&self, number: u64) -> Result<Box<dyn RunnerSlot>> {
         let group = Group::create(&self.host, &self.pool_name, &format!("slot-{number}"))?;
         let slot = Slot::open(&self.spawner, &self.plan, group)?;
-        let (users, core_limit) = (Arc::clone(&self.users), self.core_limit);
-        Ok(Box::new(DirectSlot { slot, users, core_limit }))
+        Ok(Box::new(DirectSlot { slot, users: Arc::clone(&self.users) }))
     }
 }
 
 struct DirectSlot {
     slot: Slot,
     users: Arc<Users>,
-    core_limit: u64,
 }
 
 impl RunnerSlot for DirectSlot {
@@ -87,7 +84,7 @@ impl RunnerSlot for DirectSlot {
     }
 
     fn run(&mut self, job: &Job) -> Result<Outcome> {
-        let request = Request::new(job, self.core_limit)?;
+        let request = Request::new(job)?;
         self.slot.run(&request, self.users.take())
     }
 }

@@ -26,7 +26,7 @@ use crate::sys::{process, socket};
 use crate::wire::{Reader, Writer};
 use crate::{Error, Job, Outcome, Result};
 use capture::{Capture, Feed};
-pub(crate) use request::{Request, core_limit};
+pub(crate) use request::Request;
 use verdict::Killed;
 
 /// How long only the answer is waited for. A run that fills a pipe sooner waits this long, once.

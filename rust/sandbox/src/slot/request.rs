@@ -12,10 +12,7 @@ use crate::{Error, Job, Limits, Result};
 const HEAD: usize = 4 << 10;
 
 /// A job that was checked: it fits the messages, and none of its paths leaves the work directory.
-pub struct Request<'a> {
-    job: &'a Job,
-    core_limit: u64,
-}
+pub struct Request<'a>(&'a Job);
 
 impl<'a> Request<'a> {
     /// Checks `job`.
@@ -23,7 +20,7 @@ impl<'a> Request<'a> {
     /// # Errors
     ///
     /// [`Error::InvalidInput`] names what is wrong with it.
-    pub(crate) fn new(job: &'a Job, core_limit: u64) -> Result<Self> {
+    pub(crate) fn new(job: &'a Job) -> Result<Self> {
         job.limits.check()?;
         let words = [("arguments", &job.arguments), ("environment", &job.environment)];
         let mut length = job.program.len();
@@ -55,11 +52,11 @@ impl<'a> Request<'a> {
             let expected = format!("at most disk_files - 4 = {}", job.limits.disk_files - 4);
             return Err(Error::invalid("files", format!("{} files", job.files.len()), expected));
         }
-        Ok(Self { job, core_limit })
+        Ok(Self(job))
     }
 
     pub(crate) fn job(&self) -> &'a Job {
-        self.job
+        self.0
     }
 
     /// Sends it: what is too long for one message ahead, then the run with its standard streams (stdout,
@@ -70,7 +67,7 @@ impl<'a> Request<'a> {
         user: u32,
         standard: &[BorrowedFd<'_>],
     ) -> Result<()> {
-        let job = self.job;
+        let job = self.0;
         let disk = Disk { bytes: job.limits.disk_bytes, files: job.limits.disk_files };
         let mut room = MAX_PIECE;
         let mut inline = Vec::new();
@@ -93,7 +90,7 @@ impl<'a> Request<'a> {
         let mut writer = Writer::new(RUN);
         disk.write(&mut writer);
         writer.word(user);
-        write_limits(&mut writer, &job.limits, self.core_limit);
+        write_limits(&mut writer, &job.limits);
         writer.string(WORK_DIRECTORY);
         writer.string(&job.program);
         for words in [&job.arguments, &job.environment] {
@@ -118,16 +115,14 @@ fn send(to: BorrowedFd<'_>, writer: &Writer, descriptors: &[BorrowedFd<'_>]) -> 
 }
 
 /// The limits that a process carries itself: second fences behind the slot's watch and the cgroup.
-fn write_limits(writer: &mut Writer, limits: &Limits, core_limit: u64) {
+fn write_limits(writer: &mut Writer, limits: &Limits) {
     // One second later than the slot's watch would, whose verdict is the better one.
     let seconds = limits.cpu_time.as_secs() + 1 + u64::from(limits.cpu_time.subsec_nanos() > 0);
     let same = [
         (libc::RLIMIT_CPU, seconds),
         (libc::RLIMIT_FSIZE, limits.disk_bytes),
         (libc::RLIMIT_STACK, limits.stack_bytes),
-        (libc::RLIMIT_CORE, core_limit),
         (libc::RLIMIT_NOFILE, limits.open_files),
-        (libc::RLIMIT_MEMLOCK, 0),
     ];
     writer.count(same.len());
     for (resource, value) in same {
@@ -135,14 +130,6 @@ fn write_limits(writer: &mut Writer, limits: &Limits, core_limit: u64) {
         writer.long(value);
         writer.long(value);
     }
-}
-
-/// The value of `RLIMIT_CORE` that keeps a crash from writing a dump or from starting a host's handler.
-///
-/// Where the kernel pipes dumps to a program, it starts it whatever the limit, except for a limit of 1.
-pub(crate) fn core_limit() -> u64 {
-    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    u64::from(pattern.starts_with(['|', '@']))
 }
 
 fn check_path(field: &'static str, path: &str) -> Result<()> {
@@ -168,21 +155,21 @@ mod tests {
         for path in ["/etc/passwd", "../x", "a/../../x", "", "a//b", "a/", ".", "a\0b"] {
             let mut wrong = job();
             wrong.files.insert(path.into(), InputFile::default());
-            assert!(Request::new(&wrong, 0).is_err(), "{path:?} as input");
+            assert!(Request::new(&wrong).is_err(), "{path:?} as input");
             let wrong = Job { fetch: vec![path.into()], ..job() };
-            assert!(Request::new(&wrong, 0).is_err(), "{path:?} as output");
+            assert!(Request::new(&wrong).is_err(), "{path:?} as output");
         }
         let right = Job { fetch: vec!["a/b.txt".into()], ..job() };
-        assert!(Request::new(&right, 0).is_ok());
+        assert!(Request::new(&right).is_ok());
     }
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
         let long = Job { arguments: vec!["x".repeat(MAX_MESSAGE)], ..job() };
-        let message = Request::new(&long, 0).err().unwrap().to_string();
+        let message = Request::new(&long).err().unwrap().to_string();
         assert!(message.starts_with("arguments = "), "{message}");
         let nul = Job { environment: vec!["A=\0".into()], ..job() };
-        let message = Request::new(&nul, 0).err().unwrap().to_string();
+        let message = Request::new(&nul).err().unwrap().to_string();
         assert!(message.starts_with("environment = "), "{message}");
     }
 }

@@ -217,7 +217,7 @@ impl Spawner<'_> {
         let (wall, used) = (nanos(process::monotonic().saturating_sub(start)), nanos(used));
         let mut files = Writer::default();
         self.fetch(&order, &mut files)?;
-        self.clear();
+        self.clear(stdin.is_none());
         let overhead = nanos(process::processor_time().saturating_sub(busy));
         let mut head = Writer::new(DONE);
         Done { stage, status, wall, used, overhead }.write(&mut head);
@@ -269,8 +269,10 @@ impl Spawner<'_> {
     }
 
     /// Makes what is kept between runs as good as new.
-    fn clear(&mut self) {
-        descriptor::reset_settings(self.nothing.as_fd());
+    fn clear(&mut self, nothing_was_used: bool) {
+        if nothing_was_used {
+            descriptor::reset_settings(self.nothing.as_fd());
+        }
         self.files = self.files.take().and_then(RunFiles::renew);
         if process::has_no_ipc_objects() != Ok(true) {
             // Objects end with the namespace that they are in. If that fails, so does the next run.

@@ -16,6 +16,9 @@ use crate::{Error, Result, seccomp as filter};
 /// from this process alone.
 const STAGING: &str = "/proc";
 
+/// The group of every run, that of nobody's. Users differ from run to run.
+const GROUP: u32 = 65534;
+
 /// Character devices of a run's /dev, all of major number 1.
 const DEVICES: [(&str, u32); 5] =
     [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
@@ -39,8 +42,11 @@ pub(super) fn become_slot(plan: &Plan) -> Result<()> {
     process::unshare(namespaces).step(|| "make the slot's namespaces".into())?;
     mount::make_all_private().step(|| "make mounts private".into())?;
     process::set_host_name("sandbox").step(|| "name the host".into())?;
+    // Where the kernel pipes a crash's dump to a program of the host, it starts that program whatever the
+    // limit, except for a limit of 1.
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     make_root(plan)?;
-    drop_privileges()
+    drop_privileges(pattern.starts_with(['|', '@']))
 }
 
 fn make_root(plan: &Plan) -> Result<()> {
@@ -176,9 +182,15 @@ fn path_string(path: &Path) -> Result<CString> {
 }
 
 /// Keeps what making a run needs, for as long as it is the spawner's: programs get nothing of it.
-fn drop_privileges() -> Result<()> {
+fn drop_privileges(core_dumps_are_piped: bool) -> Result<()> {
     let key = process::random_words().step(|| "draw the setup key".into())?[0];
     credentials::leave_groups().step(|| "leave groups".into())?;
+    credentials::set_group(GROUP).step(|| "change to the runs' group".into())?;
+    // What is the same for every run is inherited from here.
+    let core = if core_dumps_are_piped { 1 } else { 0 };
+    for (resource, value) in [(libc::RLIMIT_CORE, core), (libc::RLIMIT_MEMLOCK, 0)] {
+        credentials::limit_resource(resource, value, value).step(|| "set a limit".into())?;
+    }
     credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;
     let keep = [
         capability::CHOWN,

@@ -3,14 +3,19 @@
 use super::Result;
 use super::raw::syscall;
 
-/// Sets user and group, real, effective, saved, to `id`.
+/// Sets the user, real, effective, saved, to `id`.
 pub fn set_user(id: u32) -> Result<()> {
     let id = id as usize;
     // SAFETY: plain integers. Only this process's credentials change, as it has one thread.
-    unsafe {
-        syscall(libc::SYS_setresgid, [id, id, id, 0, 0, 0])?;
-        syscall(libc::SYS_setresuid, [id, id, id, 0, 0, 0])?;
-    }
+    unsafe { syscall(libc::SYS_setresuid, [id, id, id, 0, 0, 0]) }?;
+    Ok(())
+}
+
+/// Sets the group, real, effective, saved, to `id`.
+pub fn set_group(id: u32) -> Result<()> {
+    let id = id as usize;
+    // SAFETY: as above.
+    unsafe { syscall(libc::SYS_setresgid, [id, id, id, 0, 0, 0]) }?;
     Ok(())
 }
 

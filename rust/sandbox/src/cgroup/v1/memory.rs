@@ -9,6 +9,10 @@ use crate::{Limits, Result};
 /// What is left behind by runs (cached files, mostly) is given back above this share of the limit.
 const RESIDUE_SHARE: u64 = 4;
 
+/// A run whose peak stayed further below its limit has had nobody killed for it: a charge that fails is
+/// smaller than this.
+const NEAR_LIMIT: u64 = 4 << 20;
+
 pub(super) struct Memory {
     limit: ControlFile,
     /// Absent where the kernel does not account swap.
@@ -80,10 +84,13 @@ impl Controller for Memory {
     }
 
     fn finish(&mut self, usage: &mut Usage) -> Result<()> {
-        usage.peak_memory = Some(self.peak.number()?.saturating_sub(self.base));
-        let kills = self.oom.value_of("oom_kill")?;
-        usage.oom_kills = kills.saturating_sub(self.kills);
-        self.kills = kills;
+        let peak = self.peak.number()?;
+        usage.peak_memory = Some(peak.saturating_sub(self.base));
+        if self.set.is_none_or(|limit| peak + NEAR_LIMIT > limit) {
+            let kills = self.oom.value_of("oom_kill")?;
+            usage.oom_kills = kills.saturating_sub(self.kills);
+            self.kills = kills;
+        }
         self.peak.write("0")?; // sets it to what is in use now
         self.base = self.peak.number()?;
         if self.set.is_some_and(|set| self.base > set / RESIDUE_SHARE) {
