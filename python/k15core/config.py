@@ -133,6 +133,8 @@ class TrainSection(Section):
     responses: int = Field(8, ge=2)
     mini_batches: int = Field(4, ge=1)
     learning_rate: float = Field(gt=0)
+    final_learning_rate_share: float = Field(1.0, gt=0, le=1)
+    """The rate falls linearly to this share of itself by the last iteration."""
     weight_decay: float = Field(0.0, ge=0)
     max_gradient_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(8192, ge=1)

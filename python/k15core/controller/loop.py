@@ -18,7 +18,7 @@ from k15core.controller.parts import Parts, assemble
 from k15core.controller.phase_clock import PhaseClock
 from k15core.controller.recorder import Recorder
 from k15core.controller.rollout_phase import open_groups, roll_out
-from k15core.controller.train_phase import train
+from k15core.controller.train_phase import learning_rate, train
 from k15core.models.weights import save_model
 from k15core.report.html import write_report
 from k15core.report.live import LiveDisplay
@@ -146,7 +146,7 @@ class Loop:
                 **_rollout_fields(report),
                 "new_prompts": new_prompts,
                 "groups_pending": len(parts.store.pending_groups(progress.version)),
-                "learning_rate": self.recipe.train.learning_rate,
+                "learning_rate": learning_rate(self.recipe.train, iteration),
                 "tokens_per_second": report.tokens / max(clock.seconds["rollout"], 1e-9),
                 "phase_seconds": dict(clock.seconds),
             }

@@ -13,6 +13,7 @@ from k15core.algorithms import mask_stale, mini_batches
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from k15core.config import TrainSection
     from k15core.controller.parts import Parts
     from k15core.types import PackedBatch
 
@@ -40,6 +41,7 @@ def train(parts: Parts, iteration: int, version: int) -> TrainReport:
         seed=parts.seed("batch", iteration),
     )
     parts.trainer.reset_optimizer()
+    parts.trainer.learning_rate = learning_rate(recipe.train, iteration)
     if len(batch) == 0:
         return TrainReport(fields={"finished": 0, "groups_trained": 0, "groups_skipped": 0})
     batch = batch.copy()
@@ -87,6 +89,12 @@ def train(parts: Parts, iteration: int, version: int) -> TrainReport:
         {name: float(np.mean([step[name] for step in steps])) for name in (steps or [{}])[0]}
     )
     return TrainReport(batch, fields)
+
+
+def learning_rate(section: TrainSection, iteration: int) -> float:
+    """The rate of iteration 1, 2, …: linear, from the recipe's to its final share."""
+    done = (iteration - 1) / max(section.iterations - 1, 1)
+    return section.learning_rate * (1 - done * (1 - section.final_learning_rate_share))
 
 
 def _report_success(parts: Parts, batch: PackedBatch, version: int) -> None:

@@ -80,9 +80,12 @@ pub(super) fn judge(job: &Job, answer: Answer, usage: Usage, killed: Option<Kill
     };
     let mut message = String::new();
     let fell_to_a_signal = matches!(signal, Some(libc::SIGKILL | libc::SIGXCPU));
+    // The program may fall before its init does, which then still tells of the kill that was ours.
+    let ended_by_us =
+        killed.filter(|_| matches!(ending, None | Some(Ending::Signalled(libc::SIGKILL))));
     let verdict = if usage.oom_kills > 0 {
         Verdict::MemoryLimit
-    } else if let (None, Some(reason)) = (ending, killed) {
+    } else if let Some(reason) = ended_by_us {
         match reason {
             Killed::WallTime => Verdict::WallLimit,
             Killed::ProcessorTime => Verdict::CpuLimit,
