@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from k15core.algorithms import MirrorDescent, ReST, mask_stale
 from k15core.errors import InvalidInputError
 from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
+from k15core.trainer import torch as torch_trainer
 from k15core.trainer.base import shared_prompts
 from k15core.trainer.optimizer import DivergedError
 from k15core.trainer.torch import TorchTrainer
@@ -371,6 +373,34 @@ def test_weights_are_handed_over_without_a_copy() -> None:
         assert isinstance(tensor, torch.Tensor)
         assert tensor.data_ptr() == p.data_ptr()
         assert not tensor.requires_grad
+
+
+@pytest.mark.parametrize("serial_work", [0, 10**9])
+def test_small_work_takes_one_thread_and_gives_the_others_back(
+    monkeypatch: pytest.MonkeyPatch, serial_work: int
+) -> None:
+    monkeypatch.setattr(torch_trainer, "SERIAL_WORK", serial_work)
+    batch, advantages, old = work()
+    made = trainer()
+    seen: list[int] = []
+    forward = made.model.forward_packed
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(made.model, "forward_packed", watched)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        made.log_probs(batch)
+        made.step(batch, advantages, old, responses=6)
+        with pytest.raises(DivergedError):
+            made.step(batch, advantages * np.float32(3e38), old, responses=6)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1 if serial_work else 2] * 3
 
 
 def test_steps_are_deterministic() -> None:

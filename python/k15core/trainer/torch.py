@@ -16,7 +16,8 @@ of the arguments.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,14 @@ if TYPE_CHECKING:
     from k15core.algorithms import Algorithm
     from k15core.models.lean import LeanModel
     from k15core.types import Demonstration, PackedBatch, WeightSource
+
+SERIAL_WORK = 15 * 10**8
+"""Tokens of a micro-batch times parameters times passes below which one thread computes it.
+
+Of a small model most kernels are too short to be divided: on two cores a second thread gains at
+most a fifth at this size and nothing at half of it, and whenever another process takes its core the
+first waits for it, at the end of every kernel.
+"""
 
 LearningRate = float | Callable[[int], float]
 """A constant, or a function of the policy optimisation steps taken so far."""
@@ -81,6 +90,7 @@ class TorchTrainer:
         self.micro_batch_tokens = micro_batch_tokens
         self.steps = 0
         self._device = model.embedding.device
+        self._parameters = sum(parameter.numel() for parameter in model.parameters())
         self._optimizer = Optimizer(model, betas=betas, max_gradient_norm=max_gradient_norm)
 
     @torch.no_grad()
@@ -89,11 +99,11 @@ class TorchTrainer:
         check_pack(batch)
         mask = response_mask(batch)
         out = np.zeros(len(batch.input_ids), np.float32)
-        for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
-            places = _places(mask, batch.cu_seqlens, start, end)
-            out[batch.cu_seqlens[start] + places] = (
-                self._forward(batch, start, end, places).float().cpu().numpy()
-            )
+        with self._threads(len(batch.input_ids), passes=1):
+            for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
+                places = _places(mask, batch.cu_seqlens, start, end)
+                log_probs = self._forward(batch, start, end, places)
+                out[batch.cu_seqlens[start] + places] = log_probs.float().cpu().numpy()
         return out
 
     def step(
@@ -118,8 +128,9 @@ class TorchTrainer:
         rate = self.learning_rate
         rate = rate(self.steps) if callable(rate) else rate
         self._optimizer.clear()
-        metrics = self.accumulate(batch, advantages, old_log_probs, responses=responses)
-        norm = self._optimizer.step(rate, self.weight_decay) if metrics["tokens"] else 0.0
+        with self._threads(len(batch.input_ids)):
+            metrics = self.accumulate(batch, advantages, old_log_probs, responses=responses)
+            norm = self._optimizer.step(rate, self.weight_decay) if metrics["tokens"] else 0.0
         self.steps += 1
         seconds = time.perf_counter() - began
         return {**metrics, "gradient_norm": norm, "learning_rate": rate, "seconds": seconds}
@@ -184,13 +195,14 @@ class TorchTrainer:
         began = time.perf_counter()
         pack = pack_demonstrations(demonstrations)
         self._optimizer.clear()
-        loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        for start, end in micro_batches(pack.cu_seqlens, self.micro_batch_tokens):
-            places = _places(pack.loss_mask, pack.cu_seqlens, start, end)
-            part = -self._forward(pack, start, end, places).sum() / pack.tokens
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-        norm = self._optimizer.step(learning_rate, weight_decay)
+        with self._threads(len(pack.input_ids)):
+            loss = torch.zeros((), dtype=torch.float64, device=self._device)
+            for start, end in micro_batches(pack.cu_seqlens, self.micro_batch_tokens):
+                places = _places(pack.loss_mask, pack.cu_seqlens, start, end)
+                part = -self._forward(pack, start, end, places).sum() / pack.tokens
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += part.detach()
+            norm = self._optimizer.step(learning_rate, weight_decay)
         return {
             "loss": loss.item(),
             "gradient_norm": norm,
@@ -242,6 +254,23 @@ class TorchTrainer:
             shared=self._shared(pack, start, end),
         )
         return self.model.token_log_probs(hidden, input_ids, self._tensor(places))
+
+    @contextmanager
+    def _threads(self, tokens: int, passes: int = 3) -> Iterator[None]:
+        """One thread for small work, for as long as the block runs: a function of sizes alone.
+
+        A backward pass is worth two forward ones.
+        """
+        threads = torch.get_num_threads()
+        work = passes * min(tokens, self.micro_batch_tokens) * self._parameters
+        serial = self._device.type == "cpu" and work < SERIAL_WORK and threads > 1
+        if serial:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if serial:
+                torch.set_num_threads(threads)
 
     def _shared(self, pack: PackedBatch | Pack, start: int, end: int) -> Shared | None:
         found = None if isinstance(pack, Pack) else shared_prompts(pack, start, end)
