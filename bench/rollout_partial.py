@@ -1,0 +1,168 @@
+"""Partial rollouts against continuous batching that waits for the last response.
+
+Both are the same code on the same model, store and slots: `PartialRollout` over the embedded
+engine, with new weights in each iteration, and 256 responses an iteration. One starts somewhat more
+and stops when 256 are finished: what is unfinished then waits in the store, and its prefix is
+computed again under the new weights. The other generates every response to its end. Response
+lengths are forced: log-normal, a function of the trajectory's id. Counted are finished responses
+a second, in steady state: as many are begun as end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bench.harness import Contender, Entry, compare
+from k15core import Prompt, Store
+from k15core.models.create import new_model
+from k15core.models.lean import LeanModel
+from k15core.models.runtime import configure
+from k15core.models.weights import ModelWeights
+from k15core.rollout.embedded import EmbeddedEngine
+from k15core.rollout.partial import PartialRollout
+from k15core.types import Chunk, Lease, WeightSource
+
+NAME = "rollout.partial"
+BAR = 1.6
+PEER = "our own engine, waiting for the last response"
+MEDIAN, SIGMA, CAP = 64, 1.0, 1024
+SLOTS, PROMPTS, K, PROMPT_TOKENS = 64, 32, 8, 11
+EXTRA = 8
+"""Prompts that are begun beyond those of the first iteration, so that no slot is ever empty."""
+ITERATIONS = 2
+"""Iterations of a round: how long the last response is varies much from one to the next."""
+WARMUP = 5
+"""Iterations until the carried-over trajectories are as many as they will be."""
+
+MODEL = {
+    "model_type": "qwen3",
+    "vocab_size": 80,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": PROMPT_TOKENS + CAP,
+}
+
+
+def forced_length(trajectory_id: int) -> int:
+    """Tokens of a response, whatever the model says."""
+    draw = np.random.default_rng(trajectory_id).lognormal(np.log(MEDIAN), SIGMA)
+    return int(np.clip(np.rint(draw), 1, CAP))
+
+
+class ForcedLengths:
+    """A rollout engine whose responses stop at their forced length; the model's end token is not
+    known to it."""
+
+    def __init__(self, model: LeanModel) -> None:
+        self.engine = EmbeddedEngine(
+            model,
+            max_total_tokens=PROMPT_TOKENS + CAP,
+            slots=SLOTS,
+            eos_token_ids=[],
+            repetition={"min_covered": CAP},
+        )
+        self._left: dict[int, int] = {}
+
+    def start(
+        self,
+        leases: Sequence[Lease],
+        *,
+        max_new_tokens: Sequence[int],
+        temperature: float,
+        seed: int,
+    ) -> None:
+        """See RolloutEngine."""
+        left = [forced_length(lease.trajectory_id) - lease.response_length for lease in leases]
+        budgets = [min(pair) for pair in zip(max_new_tokens, left, strict=True)]
+        self._left.update(zip((lease.trajectory_id for lease in leases), left, strict=True))
+        self.engine.start(leases, max_new_tokens=budgets, temperature=temperature, seed=seed)
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """See RolloutEngine: the forced end is a "stop"."""
+        async for chunk in self.engine.chunks():
+            self._left[chunk.trajectory_id] -= len(chunk.tokens)
+            ended = self._left[chunk.trajectory_id] == 0
+            yield replace(chunk, finish_reason="stop") if ended else chunk
+
+    def stop(self, trajectory_ids: Sequence[int]) -> None:
+        """See RolloutEngine."""
+        self.engine.stop(trajectory_ids)
+
+    def update_weights(self, source: WeightSource, version: int) -> None:
+        """See RolloutEngine."""
+        self.engine.update_weights(source, version)
+
+
+class Iterations:
+    """Iterations of one kind of rollout, each of 256 new responses."""
+
+    def __init__(self, extra: int) -> None:
+        self.extra = extra
+        self.model = new_model(MODEL, seed=0, embedding_std=1.0, qk_norm_gain=2.0)
+        self.engine, self.store, self.version = ForcedLengths(self.model), Store(), 0
+        self.rollout = PartialRollout(
+            self.store,
+            self.engine,
+            segment_budget=CAP,
+            max_response_tokens=CAP,
+            eos_token_ids=[],
+            clock=lambda: 0.0,
+        )
+        self.draws = np.random.default_rng(0)
+
+    def run(self) -> float:
+        """One iteration; seconds a finished response."""
+        self.version += 1
+        for i in range(PROMPTS + (self.extra if self.version == 1 else 0)):
+            ids = self.draws.integers(0, 80, PROMPT_TOKENS).astype(np.int32)
+            self.store.add_group(Prompt(i, ids, ""), K, version=self.version)
+        finished: list[int] = []
+        start = time.perf_counter()
+        self.engine.update_weights(ModelWeights(self.model), self.version)
+        asyncio.run(
+            self.rollout.run(
+                version=self.version,
+                seed=self.version,
+                on_finished=finished.append,
+                enough=lambda: len(finished) == PROMPTS * K,
+            )
+        )
+        seconds = time.perf_counter() - start
+        self.clear()
+        return seconds / len(finished)
+
+    def clear(self) -> None:
+        """Drop the groups that are complete, as training would."""
+        for group in self.store.pending_groups(self.version + 1):
+            members = [self.store.trajectory(t) for t in self.store.group(group)["trajectory_ids"]]
+            if all(member["finish_reason"] for member in members):
+                self.store.drop_groups([group])
+
+
+def contender(extra: int) -> Contender:
+    iterations = Iterations(extra)
+    for _ in range(WARMUP if extra else 1):
+        iterations.run()
+    return lambda: statistics.fmean(iterations.run() for _ in range(ITERATIONS))
+
+
+def run() -> list[Entry]:
+    configure(threads=1)
+    return compare(
+        NAME,
+        contender(EXTRA),
+        {PEER: contender(0)},
+        bars={PEER: BAR},
+        unit="responses/s",
+        figure=lambda cost: 1 / cost,
+    )
