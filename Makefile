@@ -33,6 +33,7 @@ test-rust: $(VENV)/.ready ## the Rust core's unit, property and documentation te
 	@bash scripts/test_rust.sh
 
 test-python: build ## the Python tests
+	@bash scripts/test_tools.sh $(PY)
 	@$(PY) -m pytest
 
 test-peers: build ## tests against other stacks, each in an environment of its own

@@ -462,8 +462,8 @@ class SandboxPool:
     ) -> dict[str, Any]:
         """Run a program that is in the root already, `times` times; the last result."""
 
-    def languages(self) -> dict[str, list[str]]:
-        """The languages by name, each with the programs that it needs and that are missing."""
+    def languages(self) -> dict[str, str]:
+        """The languages by name, each with a sentence on what is missing for it; empty: nothing."""
 
     def capabilities(self) -> list[tuple[str, bool, str, str]]:
         """What the host can hold a run to: (name, enforced, how, remedy) each."""

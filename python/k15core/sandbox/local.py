@@ -198,8 +198,12 @@ class Sandbox:
         )
         return RunResult(**result)
 
-    def languages(self) -> dict[str, list[str]]:
-        """The languages by name, each with the programs that it needs and that are missing."""
+    def languages(self) -> dict[str, str]:
+        """The languages by name, each with a sentence on what is missing for it here.
+
+        The sentence is empty where nothing is missing. A run in a language whose tools are missing
+        is refused with that sentence.
+        """
         return self._pool.languages()
 
     def capabilities(self) -> list[Capability]:

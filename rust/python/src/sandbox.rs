@@ -130,8 +130,8 @@ impl SandboxPool {
         result(py, outcome)
     }
 
-    /// Languages by name, each with what it needs and lacks.
-    fn languages(&self) -> BTreeMap<String, Vec<String>> {
+    /// Languages by name, each with a sentence on what is missing for it.
+    fn languages(&self) -> BTreeMap<String, String> {
         self.sandbox.languages()
     }
 

@@ -43,7 +43,7 @@
 //! * A limit: a field of [`Limits`] (with its range in `Limits::check`) and of
 //!   [`language::LimitChanges`]; who enforces it (a [`cgroup::Controller`], a resource limit in
 //!   `slot/request.rs`, or the slot's watch); its line in [`capability::capabilities`].
-//! * A language: a table in `language/languages.toml`.
+//! * A language: a table in `language/languages.toml`, its programs in tests/language_programs.py.
 //! * A system call: `seccomp/rules.rs`, with the reason.
 //! * An attack: a file in tests/attacks/programs (see the frame there).
 #![deny(unsafe_code)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::capability::{self, Capability};
 use crate::cgroup::Host;
 use crate::compiled::{Artifacts, Cache};
-use crate::language::{Language, Languages, LimitChanges};
+use crate::language::{Languages, LimitChanges, Ready, rustup};
 use crate::rootfs::{Bind, Plan, Source};
 use crate::runner::{Direct, Runner, Users};
 use crate::{
@@ -82,9 +82,9 @@ pub struct Sandbox {
     entry: registry::Entry,
     janitor: Janitor,
     languages: Languages,
-    limits: Limits,
+    limits: LimitChanges,
+    default_limits: Limits,
     capabilities: Vec<Capability>,
-    root: PathBuf,
     compiled: Cache,
 }
 
@@ -110,13 +110,10 @@ impl Sandbox {
         let host = Host::detect()?;
         let capabilities = capability::capabilities(&host);
         capability::require(&capabilities, &options.allow_unenforced)?;
-        let languages = Languages::new(options.languages.iter().map(String::as_str))?;
-        let limits = options.limits.apply(&Limits::default())?;
-        let plan = Plan::new(&options.root, &options.binds)?;
-        let root = match &options.root {
-            Source::Host => PathBuf::from("/"),
-            Source::Directory(path) => path.clone(),
-        };
+        let default_limits = options.limits.apply(&Limits::default())?;
+        let plan = plan(options)?;
+        let tables = options.languages.iter().map(String::as_str);
+        let languages = Languages::new(tables, |path| plan.find(path).is_some())?;
         if !options.spawner.is_file() {
             let expected = "the spawner's binary (`make build` makes it)";
             return Err(Error::invalid("spawner", options.spawner.display(), expected));
@@ -138,8 +135,8 @@ impl Sandbox {
             }
         };
         let pool = Pool::open(runner, options.least_slots, options.slots)?;
-        let compiled = Cache::default();
-        Ok(Self { pool, entry, janitor, languages, limits, capabilities, root, compiled })
+        let (limits, compiled) = (options.limits.clone(), Cache::default());
+        Ok(Self { pool, entry, janitor, languages, limits, default_limits, capabilities, compiled })
     }
 
     /// What this host can hold a run to.
@@ -148,10 +145,10 @@ impl Sandbox {
         &self.capabilities
     }
 
-    /// The languages by name, each with the programs that it needs and that are not there.
+    /// The languages by name, each with a sentence on what is missing for it; empty if nothing is.
     #[must_use]
-    pub fn languages(&self) -> BTreeMap<String, Vec<String>> {
-        self.languages.missing(&self.root)
+    pub fn languages(&self) -> BTreeMap<String, String> {
+        self.languages.missing()
     }
 
     /// The pool, for jobs that are no sources.
@@ -163,7 +160,7 @@ impl Sandbox {
     /// What runs are given where they ask for nothing else.
     #[must_use]
     pub fn limits(&self) -> &Limits {
-        &self.limits
+        &self.default_limits
     }
 
     /// Runs one source. What was compiled is kept, so the same source with other inputs is only run.
@@ -173,11 +170,14 @@ impl Sandbox {
     /// [`Error::InvalidInput`] for a submission that makes no sense, [`Error::Unenforceable`] for a share
     /// of processors on a host without the means, [`Error::Closed`] after [`Sandbox::close`].
     pub fn run(&self, submission: &Submission) -> Result<Outcome> {
-        let language = self.languages.get(&submission.language)?;
-        let limits = submission.limits.apply(&language.limits.apply(&self.limits)?)?;
+        let ready = self.languages.get(&submission.language)?;
+        let language = ready.language;
+        // What the sandbox's owner said counts more than what is usual for a language.
+        let usual = language.limits.apply(&Limits::default())?;
+        let limits = submission.limits.apply(&self.limits.apply(&usual)?)?;
         self.check_share(&limits)?;
         let mut job = Job {
-            environment: environment(language),
+            environment: environment(ready),
             stdin: submission.stdin.clone(),
             fetch: submission.fetch.clone(),
             limits,
@@ -188,7 +188,7 @@ impl Sandbox {
                 .insert(path.clone(), InputFile { content: content.clone(), executable: false });
         }
         if let Some(command) = &language.compile {
-            match &*self.compile(submission, language, command)? {
+            match &*self.compile(submission, ready, command)? {
                 Ok(artifacts) => {
                     for (path, content) in artifacts {
                         let content = content.clone();
@@ -201,7 +201,7 @@ impl Sandbox {
             let content = submission.source.clone().into_bytes();
             job.files.insert(language.file.clone(), InputFile { content, executable: false });
         }
-        set_command(&mut job, &language.run, &submission.arguments);
+        set_command(&mut job, ready, &language.run, &submission.arguments);
         self.pool.run(&job)
     }
 
@@ -239,14 +239,15 @@ impl Sandbox {
     fn compile(
         &self,
         submission: &Submission,
-        language: &Language,
+        ready: Ready<'_>,
         command: &[String],
     ) -> Result<Arc<std::result::Result<Artifacts, Outcome>>> {
+        let language = ready.language;
         self.compiled.get(submission, || {
             let mut job = Job {
-                environment: environment(language),
+                environment: environment(ready),
                 fetch: language.artifacts.clone(),
-                limits: language.compile_limits.apply(&self.limits)?,
+                limits: language.compile_limits.apply(&self.default_limits)?,
                 ..Job::default()
             };
             for (path, content) in &submission.files {
@@ -255,7 +256,7 @@ impl Sandbox {
             }
             let content = submission.source.clone().into_bytes();
             job.files.insert(language.file.clone(), InputFile { content, executable: false });
-            set_command(&mut job, command, &[]);
+            set_command(&mut job, ready, command, &[]);
             let mut outcome = self.pool.run(&job)?;
             match outcome.verdict {
                 Verdict::Ok if outcome.refused.is_empty() => return Ok(Ok(outcome.files)),
@@ -283,12 +284,30 @@ impl Drop for Sandbox {
     }
 }
 
-fn environment(language: &Language) -> Vec<String> {
-    let own = ENVIRONMENT.iter().map(|&each| each.to_owned());
-    own.chain(language.environment.iter().cloned()).collect()
+/// The root of `options`, with the Rust of rustup where the root has none of its own.
+fn plan(options: &Options) -> Result<Plan> {
+    let plan = Plan::new(&options.root, &options.binds)?;
+    let is_host = matches!(options.root, Source::Host);
+    let has_rust = ["/usr/bin/rustc", "/usr/local/bin/rustc", "/opt/rust/bin/rustc"]
+        .iter()
+        .any(|path| plan.find(path).is_some());
+    match rustup::toolchain().filter(|_| is_host && !has_rust) {
+        None => Ok(plan),
+        Some(source) => {
+            let mut binds = options.binds.clone();
+            binds.push(Bind { source, target: rustup::SEEN_AT.into() });
+            Plan::new(&options.root, &binds)
+        }
+    }
 }
 
-fn set_command(job: &mut Job, command: &[String], more: &[String]) {
+fn environment(ready: Ready<'_>) -> Vec<String> {
+    let own = ENVIRONMENT.iter().map(|&each| each.to_owned());
+    own.chain(ready.language.environment.iter().cloned()).collect()
+}
+
+fn set_command(job: &mut Job, ready: Ready<'_>, command: &[String], more: &[String]) {
+    let command = ready.command(command, &job.limits);
     job.program = command.first().cloned().unwrap_or_default();
-    job.arguments = command.iter().chain(more).cloned().collect();
+    job.arguments = command.into_iter().chain(more.iter().cloned()).collect();
 }

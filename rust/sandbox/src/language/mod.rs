@@ -1,15 +1,15 @@
 //! Languages: a table that a user can extend.
 
+mod all;
+pub(crate) mod rustup;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::{Error, Limits, Result};
-
-/// The table that the crate brings.
-const BUILT_IN: &str = include_str!("languages.toml");
+pub use all::{Languages, Ready};
 
 /// How programs of one language are run. The fields are those of `languages.toml`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -17,9 +17,13 @@ const BUILT_IN: &str = include_str!("languages.toml");
 pub struct Language {
     /// The name under which the source is in the work directory.
     pub file: String,
-    /// Programs that must be there.
+    /// The programs that it needs: for each, by the name that commands call it, the paths in the
+    /// sandbox's root where it may be. The first that is there is used.
     #[serde(default)]
-    pub needs: Vec<String>,
+    pub tools: BTreeMap<String, Vec<String>>,
+    /// What a user would install to have them.
+    #[serde(default)]
+    pub package: String,
     /// The command that makes the artifacts, if there is one.
     pub compile: Option<Vec<String>>,
     /// The files that compiling leaves for the run.
@@ -88,56 +92,6 @@ impl LimitChanges {
     }
 }
 
-/// All languages of a sandbox, by name.
-#[derive(Clone, Debug)]
-pub struct Languages(BTreeMap<String, Language>);
-
-impl Languages {
-    /// The built-in table with `tables` (TOML) on top, the later ones over the earlier.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidInput`] for text that is no such table.
-    pub fn new<'a>(tables: impl IntoIterator<Item = &'a str>) -> Result<Self> {
-        let mut all = BTreeMap::new();
-        for table in std::iter::once(BUILT_IN).chain(tables) {
-            let languages: BTreeMap<String, Language> = toml::from_str(table).map_err(|error| {
-                Error::invalid(
-                    "languages",
-                    error.to_string().trim(),
-                    "a table of languages in TOML",
-                )
-            })?;
-            for (name, language) in languages {
-                language.check(&name)?;
-                all.insert(name, language);
-            }
-        }
-        Ok(Self(all))
-    }
-
-    /// The language called `name`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidInput`] with the names that there are.
-    pub fn get(&self, name: &str) -> Result<&Language> {
-        self.0.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
-            Error::invalid("language", format!("{name:?}"), format!("one of {}", known.join(", ")))
-        })
-    }
-
-    /// All names, in order, with what each lacks in the root at `root` (nothing: it can be run).
-    pub fn missing(&self, root: &Path) -> BTreeMap<String, Vec<String>> {
-        let lacks = |language: &Language| {
-            let absent = |need: &&String| !root.join(need.trim_start_matches('/')).exists();
-            language.needs.iter().filter(absent).cloned().collect()
-        };
-        self.0.iter().map(|(name, language)| (name.clone(), lacks(language))).collect()
-    }
-}
-
 impl Language {
     fn check(&self, name: &str) -> Result<()> {
         let wrong = |what: &str| {
@@ -152,6 +106,18 @@ impl Language {
         if self.file.is_empty() || self.file.contains('/') {
             return wrong("a plain name as `file`");
         }
+        let absolute = |paths: &Vec<String>| {
+            !paths.is_empty() && paths.iter().all(|path| path.starts_with('/'))
+        };
+        if !self.tools.values().all(absolute) {
+            return wrong("absolute paths for each of its `tools`");
+        }
+        for word in self.run.iter().chain(self.compile.iter().flatten()) {
+            let name = word.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+            if let Some(name) = name.filter(|name| !self.tools.contains_key(*name)) {
+                return wrong(&format!("a tool called {name}, as its commands say"));
+            }
+        }
         self.limits.apply(&Limits::default())?;
         self.compile_limits.apply(&Limits::default())?;
         Ok(())
@@ -161,36 +127,6 @@ impl Language {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_built_in_table_holds() {
-        let languages = Languages::new([]).unwrap();
-        assert_eq!(languages.get("python").unwrap().file, "main.py");
-        let message = languages.get("cobol").unwrap_err().to_string();
-        assert!(message.starts_with("language = \"cobol\": expected one of bash, c,"), "{message}");
-    }
-
-    #[test]
-    fn a_table_of_ones_own_adds_and_replaces() {
-        let own = "[awk]\nfile = \"a.awk\"\nrun = [\"/usr/bin/awk\", \"-f\", \"a.awk\"]\n\
-                   [bash]\nfile = \"b.sh\"\nrun = [\"/bin/sh\", \"b.sh\"]\n";
-        let languages = Languages::new([own]).unwrap();
-        assert!(languages.get("awk").is_ok());
-        assert_eq!(languages.get("bash").unwrap().file, "b.sh");
-    }
-
-    #[test]
-    fn what_is_wrong_in_a_table_is_refused() {
-        for wrong in [
-            "[x]\nfile = \"x\"\nrun = []\n",
-            "[x]\nfile = \"a/x\"\nrun = [\"x\"]\n",
-            "[x]\nfile = \"x\"\nrun = [\"x\"]\ncompile = [\"c\"]\n",
-            "[x]\nfile = \"x\"\nrun = [\"x\"]\ncolour = 1\n",
-            "[x]\nfile = \"x\"\nrun = [\"x\"]\nlimits = { processes = 0 }\n",
-        ] {
-            assert!(Languages::new([wrong]).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn less_memory_means_less_room_for_files() {

@@ -8,6 +8,8 @@
 //! the image, and lets us leave out what is nobody's business. Each bind is copied at every run (a new
 //! mount namespace), so there are few.
 
+mod find;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

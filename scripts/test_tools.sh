@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Installs what the sandbox's tests lack: bash scripts/test_tools.sh PYTHON
+# As root on Debian or Ubuntu, by apt and by name; elsewhere it says what is missing, and tests skip.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The compilers and interpreters of the sandbox's own table of languages.
+missing=$("$1" - <<'PYTHON'
+import pathlib, shutil, tomllib
+table = tomllib.loads(pathlib.Path("rust/sandbox/src/language/languages.toml").read_text())
+for language in table.values():
+    if not all(
+        any(pathlib.Path(path).exists() for path in paths) or (name == "rustc" and shutil.which(name))
+        for name, paths in language["tools"].items()
+    ):
+        print(language["package"])
+PYTHON
+)
+
+# What the tests of MultiPL-E are written with: package, and how to see whether it is there.
+lacks() { command -v "$1" >/dev/null && ! "$@" >/dev/null 2>&1 </dev/null; }
+[[ "$missing" != *lua* ]] && ! compgen -G '/usr/share/lua/5.*/luaunit.lua' >/dev/null && missing+=" lua-unit"
+lacks perl -e 'use Test::Deep' && missing+=" libtest-deep-perl"
+{ lacks ruby -e 'require "test/unit/version"' || [[ "$missing" == *ruby* ]]; } && missing+=" ruby-test-unit"
+
+read -ra missing <<<"${missing//$'\n'/ }"
+[ ${#missing[@]} = 0 ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing for the sandbox's tests, with apt: ${missing[*]}"
+  apt-get update -qq &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    echo "apt could not install them: the tests that need them are skipped" >&2
+else
+  echo "some tests of the sandbox are skipped; to run them: sudo apt install ${missing[*]}"
+fi
