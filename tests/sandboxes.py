@@ -49,8 +49,12 @@ def spawners() -> set[int]:
     return found
 
 
-def run_processes() -> list[str]:
-    """Processes on this host that run as a sandbox's user, with what they are."""
+def run_processes(owner: int | None = None) -> list[str]:
+    """Processes, with what they are, that run as users of the sandboxes of process `owner` (this).
+
+    Each process has a range of users, see `Users` in runner/direct.rs.
+    """
+    first = 0x7000_0000 + ((owner or _own_pid()) % (1 << 13) << 14)
     found = []
     for path in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -60,7 +64,7 @@ def run_processes() -> list[str]:
         except OSError:
             continue
         user = int(status["Uid"].split()[0])
-        if 0x7000_0000 <= user < 0x7800_0000 and not status["State"].startswith(("Z", "X")):
+        if first <= user < first + (1 << 14) and not status["State"].startswith(("Z", "X")):
             found.append(f"{path.parent.name} {status['Name']} uid {user}")
     return found
 

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
-from attacks import cases_escapes, cases_resources
+from attacks import (
+    cases_escapes,
+    cases_kernel,
+    cases_leaks,
+    cases_memory,
+    cases_network,
+    cases_processes,
+    cases_room,
+    cases_slot,
+    cases_time,
+)
 from attacks.frame import Attack
-from sandboxes import RUNNERS, need, run_processes, spawners
+from sandboxes import RUNNERS, groups, need, run_processes, spawners
 
 from k15core.sandbox import Sandbox
 
-ATTACKS = [*cases_resources.CASES, *cases_escapes.CASES]
+ATTACKS: list[Attack] = [
+    *cases_processes.CASES,
+    *cases_memory.CASES,
+    *cases_room.CASES,
+    *cases_time.CASES,
+    *cases_kernel.CASES,
+    *cases_escapes.CASES,
+    *cases_leaks.CASES,
+    *cases_network.CASES,
+    *cases_slot.CASES,
+]
+
+
+@dataclass
+class Services:
+    """What listens on the host meanwhile: a TCP port of the loopback, an abstract socket."""
+
+    tcp: socket.socket
+    unix: socket.socket
+
+    @property
+    def words(self) -> list[str]:
+        return [str(self.tcp.getsockname()[1]), self.unix.getsockname()[1:].decode()]
+
+    def reached(self) -> bool:
+        for each in (self.tcp, self.unix):
+            try:
+                each.accept()[0].close()
+            except BlockingIOError:
+                continue
+            return True
+        return False
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[Services]:
+    tcp, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+    with tcp, unix:
+        unix.bind(f"\0k15-attacks-{tcp.getsockname()[1]}")
+        unix.listen()
+        tcp.setblocking(False)
+        unix.setblocking(False)
+        yield Services(tcp, unix)
 
 
 @pytest.fixture(scope="module", params=RUNNERS)
@@ -23,24 +77,15 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
-def test_attack(sandbox: Sandbox, attack: Attack) -> None:
+def test_attack(sandbox: Sandbox, services: Services, attack: Attack) -> None:
     if sandbox.runner in attack.not_with:
         pytest.skip(attack.not_with[sandbox.runner])
     sandbox.run("", language="bash")  # so that there is a slot
-    before = spawners()
-    result = sandbox.run(
-        attack.source,
-        language=attack.language,
-        files=attack.files,
-        fetch=attack.fetch,
-        limits=attack.limits,
-    )
-    assert result.verdict in attack.verdicts, result
-    assert b"BREACH" not in result.stdout + result.stderr, result.stdout.decode()
-    assert attack.says in result.stdout, result
-    assert attack.holds is None or attack.holds(result), result
+    before, made = spawners(), groups()
+    for _ in range(attack.times):
+        run(sandbox, services, attack)
     # The slot has survived, and the next run finds nothing of this one.
-    assert spawners() == before
+    assert (spawners(), groups()) == (before, made)
     after = sandbox.run("ls -A /tmp; echo fine", language="bash")
     assert after.stdout == b"main.sh\nfine\n", after
     deadline = time.monotonic() + 5
@@ -49,6 +94,29 @@ def test_attack(sandbox: Sandbox, attack: Attack) -> None:
     assert run_processes() == []
 
 
+def run(sandbox: Sandbox, services: Services, attack: Attack) -> None:
+    result = sandbox.run(
+        attack.source,
+        language=attack.language,
+        arguments=services.words,
+        stdin=attack.stdin,
+        files=attack.files,
+        fetch=attack.fetch,
+        limits=attack.limits,
+    )
+    assert b"BREACH" not in result.stdout + result.stderr, result.stdout.decode()
+    assert result.verdict in attack.verdicts, result
+    assert attack.says in result.stdout, result
+    assert attack.holds is None or attack.holds(result), result
+    assert not services.reached()
+    if attack.then:
+        next_one = sandbox.run(attack.then, language=attack.language, limits=attack.then_limits)
+        assert b"BREACH" not in next_one.stdout + next_one.stderr, next_one.stdout.decode()
+        assert next_one.verdict == "ok", next_one
+        assert attack.then_says in next_one.stdout, next_one
+
+
 def test_names_are_unlike() -> None:
     names = [attack.name for attack in ATTACKS]
     assert len(set(names)) == len(names)
+    assert len(names) >= 60

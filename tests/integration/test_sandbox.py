@@ -218,12 +218,12 @@ def test_a_killed_parent_leaves_nothing() -> None:
         pattern = f"k15core-{parent.pid}-*"
         time.sleep(0.5)
         assert list(Path("/sys/fs/cgroup").rglob(pattern)) or not groups()
-        assert run_processes()
+        assert run_processes(parent.pid)
         parent.kill()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         left = [*Path("/sys/fs/cgroup").rglob(pattern), *Path("/run/k15core").glob(pattern)]
-        if not left and not run_processes():
+        if not left and not run_processes(parent.pid):
             return
         time.sleep(0.05)
-    raise AssertionError((left, run_processes()))
+    raise AssertionError((left, run_processes(parent.pid)))

@@ -45,7 +45,7 @@
 //!   `slot/request.rs`, or the slot's watch); its line in [`capability::capabilities`].
 //! * A language: a table in `language/languages.toml`, its programs in tests/language_programs.py.
 //! * A system call: `seccomp/rules.rs`, with the reason.
-//! * An attack: a file in tests/attacks/programs (see the frame there).
+//! * An attack: a case in tests/attacks (see the frame there).
 #![deny(unsafe_code)]
 
 pub mod capability;

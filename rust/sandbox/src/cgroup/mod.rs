@@ -44,6 +44,15 @@ pub trait Controller: Send {
     /// When the kernel refuses a value.
     fn limit(&mut self, limits: &Limits) -> Result<()>;
 
+    /// Holds nothing back until the next [`Controller::limit`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    fn release(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Starts counting anew.
     ///
     /// # Errors
@@ -157,6 +166,15 @@ impl Group {
     /// When the kernel refuses.
     pub fn limit(&mut self, limits: &Limits) -> Result<()> {
         self.controllers.iter_mut().try_for_each(|controller| controller.limit(limits))
+    }
+
+    /// Lets what was killed end: with a small share of a processor that takes seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn release(&mut self) -> Result<()> {
+        self.controllers.iter_mut().try_for_each(|controller| controller.release())
     }
 
     /// What was counted so far for the run that is under way.

@@ -2,7 +2,8 @@
 //!
 //! What is absent on purpose: io_uring, userfaultfd, bpf, perf_event_open, ptrace, process_vm_*, keyctl,
 //! fanotify, name_to_handle_at, kexec, modules, swap, mounts, unshare, setns, chroot, pivot_root,
-//! POSIX message queues, vmsplice, syslog, sync of whole file systems, setting of extended attributes.
+//! POSIX message queues, vmsplice, syslog, sync of whole file systems, setting of extended attributes,
+//! inotify (it would tell which of the host's files other runs open).
 
 /// When a call is let through.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +78,8 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
 
 const FILE_KIND: u32 = libc::S_IFMT;
 const FIFO: u32 = libc::S_IFIFO;
+const MAP_HUGETLB: u32 = libc::MAP_HUGETLB as u32;
+const SHM_HUGETLB: u32 = libc::SHM_HUGETLB as u32;
 const AF_UNIX: u32 = libc::AF_UNIX as u32;
 const PERSONALITIES: &[u32] = &[0, 0x0004_0000, u32::MAX];
 
@@ -90,6 +93,22 @@ const IOCTLS: &[u32] = &[
     0x5450, // FIONCLEX
     0x5451, // FIOCLEX
     0x5452, // FIOASYNC
+];
+
+const SOCKET_OPTIONS: &[u32] = &[
+    2,  // SO_REUSEADDR
+    6,  // SO_BROADCAST
+    7,  // SO_SNDBUF
+    8,  // SO_RCVBUF
+    9,  // SO_KEEPALIVE
+    13, // SO_LINGER
+    15, // SO_REUSEPORT
+    16, // SO_PASSCRED
+    18, // SO_RCVLOWAT
+    20, // SO_RCVTIMEO
+    21, // SO_SNDTIMEO
+    29, // SO_TIMESTAMP
+    42, // SO_PEEK_OFF
 ];
 
 const PRCTLS: &[u32] = &[
@@ -168,10 +187,13 @@ pub const RULES: &[Rule] = &[
     always(
         calls![
             SYS_dup SYS_dup2 SYS_dup3 SYS_fcntl SYS_pipe SYS_pipe2 SYS_eventfd SYS_eventfd2
-            SYS_memfd_create SYS_inotify_init SYS_inotify_init1 SYS_inotify_add_watch
-            SYS_inotify_rm_watch
         ],
         "descriptors",
+    ),
+    when(
+        calls![SYS_memfd_create],
+        When::Masked { argument: 1, mask: libc::MFD_HUGETLB, value: 0, errno: libc::EPERM },
+        "files in memory, of ordinary pages: huge ones are charged to no cgroup",
     ),
     always(
         calls![
@@ -182,11 +204,16 @@ pub const RULES: &[Rule] = &[
     ),
     always(
         calls![
-            SYS_brk SYS_mmap SYS_munmap SYS_mprotect SYS_mremap SYS_madvise SYS_mincore
+            SYS_brk SYS_munmap SYS_mprotect SYS_mremap SYS_madvise SYS_mincore
             SYS_mlock SYS_mlock2 SYS_mlockall SYS_munlock SYS_munlockall SYS_pkey_alloc
             SYS_pkey_free SYS_pkey_mprotect SYS_get_mempolicy
         ],
         "memory",
+    ),
+    when(
+        calls![SYS_mmap],
+        When::Masked { argument: 3, mask: MAP_HUGETLB, value: 0, errno: libc::EPERM },
+        "memory of ordinary pages: huge ones are charged to no cgroup",
     ),
     always(
         calls![
@@ -259,17 +286,27 @@ pub const RULES: &[Rule] = &[
     always(
         calls![
             SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_shutdown SYS_getsockname
-            SYS_getpeername SYS_getsockopt SYS_setsockopt SYS_sendto SYS_recvfrom SYS_sendmsg
+            SYS_getpeername SYS_getsockopt SYS_sendto SYS_recvfrom SYS_sendmsg
             SYS_recvmsg SYS_sendmmsg SYS_recvmmsg
         ],
         "unix sockets between its own processes; socket's rule refuses other families",
     ),
+    when(
+        calls![SYS_setsockopt],
+        When::OneOf { argument: 2, values: SOCKET_OPTIONS, errno: libc::EPERM },
+        "the options that unix sockets have; a filter on a socket is a program in the kernel",
+    ),
     always(
         calls![
-            SYS_shmget SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl
+            SYS_shmat SYS_shmdt SYS_shmctl SYS_semget SYS_semop SYS_semtimedop SYS_semctl
             SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl
         ],
         "System V IPC, in an ipc namespace without objects of any other run",
+    ),
+    when(
+        calls![SYS_shmget],
+        When::Masked { argument: 2, mask: SHM_HUGETLB, value: 0, errno: libc::EPERM },
+        "the same, of ordinary pages",
     ),
     when(
         calls![SYS_clone],

@@ -184,6 +184,7 @@ impl Slot {
                 }
                 // The run may not have existed yet when it was first killed.
                 self.kill_run();
+                self.group.release()?;
                 until = now + Duration::from_millis(10);
             } else if now >= until {
                 killed = Some((Killed::WallTime, now));

@@ -123,6 +123,7 @@ fn write_limits(writer: &mut Writer, limits: &Limits) {
         (libc::RLIMIT_FSIZE, limits.disk_bytes),
         (libc::RLIMIT_STACK, limits.stack_bytes),
         (libc::RLIMIT_NOFILE, limits.open_files),
+        (libc::RLIMIT_NPROC, limits.processes), // of its user, which no other run has
     ];
     writer.count(same.len());
     for (resource, value) in same {

@@ -52,12 +52,14 @@ struct Spawner<'a> {
     socket: BorrowedFd<'a>,
     /// Itself, by which init sees whether it is alive.
     own_pidfd: OwnedFd,
-    /// /dev/null: the standard input of runs that have nothing to read.
-    nothing: OwnedFd,
     /// The cgroup (v2) that runs start in.
     cgroup: Option<OwnedFd>,
     /// The next run's file system, once there is one.
     files: Option<RunFiles>,
+    /// What counts the sockets of the slot's network namespace, once it has one.
+    sockets: Option<OwnedFd>,
+    /// Whether a run has left what cannot be taken away: it was the last.
+    is_worn_out: bool,
     /// Whether a run has left objects in the ipc namespace that could not be replaced.
     stale_ipc: bool,
     /// What went wrong when staging, told when the run is asked for.
@@ -121,7 +123,8 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
     let mut spawner = Spawner {
         socket,
         own_pidfd,
-        nothing: fs::File::open("/dev/null").step(|| "open /dev/null".into())?.into(),
+        sockets: None,
+        is_worn_out: false,
         cgroup: None,
         files: None,
         stale_ipc: false,
@@ -142,6 +145,9 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
         spawner
             .answer(message, descriptors)?
             .ok_or_else(|| Error::SlotBroken("a message to the spawner is cut".into()))?;
+        if spawner.is_worn_out {
+            return Ok(());
+        }
     }
 }
 
@@ -155,7 +161,10 @@ impl Spawner<'_> {
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
                 match setup::become_slot(&plan) {
-                    Ok(()) => self.send(&Writer::new(READY))?,
+                    Ok(sockets) => {
+                        self.sockets = Some(sockets);
+                        self.send(&Writer::new(READY))?;
+                    }
                     Err(error) => {
                         let mut writer = Writer::new(FAILED);
                         writer.string(&error.to_string().replace('\0', ""));
@@ -168,7 +177,7 @@ impl Spawner<'_> {
                     return Ok(None);
                 }
             }
-            Some(RUN) => return self.run(&mut reader, &descriptors),
+            Some(RUN) => return self.run(&mut reader, descriptors),
             Some(CHECK) => self.send(&Writer::new(READY))?,
             _ => return Ok(None),
         }
@@ -201,23 +210,29 @@ impl Spawner<'_> {
         Some(())
     }
 
-    fn run(&mut self, reader: &mut Reader<'_>, standard: &Received) -> Result<Option<()>> {
+    fn run(&mut self, reader: &mut Reader<'_>, standard: Received) -> Result<Option<()>> {
         let start = process::monotonic();
         let busy = process::processor_time();
         let Some(disk) = Disk::read(reader) else { return Ok(None) };
         let Some(order) = Order::read(reader) else { return Ok(None) };
         let [Some(stdout), Some(stderr), stdin, None] = standard else { return Ok(None) };
-        let standard =
-            [stdin.as_ref().unwrap_or(&self.nothing), stdout, stderr].map(AsRawFd::as_raw_fd);
-        let (stage, status, used) = match self.prepare(disk, &order) {
-            Ok(mount) => self.launch(&order, &mount, standard),
+        let prepared = self.prepare(disk, &order).and_then(|mount| {
+            // Opened for every run, so that flags and locks that a run sets on it end with it.
+            let empty = || descriptor::open(None, c"/dev/null", libc::O_RDONLY, 0);
+            Ok((mount, stdin.map_or_else(empty, Ok)?))
+        });
+        let (stage, status, used) = match prepared {
+            Ok((mount, stdin)) => {
+                let standard = [&stdin, &stdout, &stderr].map(AsRawFd::as_raw_fd);
+                self.launch(&order, &mount, standard)
+            }
             Err(errno) => (Stage::Files, errno.0, Duration::ZERO),
         };
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let (wall, used) = (nanos(process::monotonic().saturating_sub(start)), nanos(used));
         let mut files = Writer::default();
         self.fetch(&order, &mut files)?;
-        self.clear(stdin.is_none());
+        self.clear();
         let overhead = nanos(process::processor_time().saturating_sub(busy));
         let mut head = Writer::new(DONE);
         Done { stage, status, wall, used, overhead }.write(&mut head);
@@ -269,15 +284,30 @@ impl Spawner<'_> {
     }
 
     /// Makes what is kept between runs as good as new.
-    fn clear(&mut self, nothing_was_used: bool) {
-        if nothing_was_used {
-            descriptor::reset_settings(self.nothing.as_fd());
-        }
+    fn clear(&mut self) {
+        self.is_worn_out = !self.has_no_sockets();
         self.files = self.files.take().and_then(RunFiles::renew);
         if process::has_no_ipc_objects() != Ok(true) {
             // Objects end with the namespace that they are in. If that fails, so does the next run.
             self.stale_ipc = process::unshare(libc::CLONE_NEWIPC).is_err();
         }
+    }
+
+    /// Whether no socket of a run is left in the slot's network namespace. Those that were on their way
+    /// in a circle of sockets live, with their names and files, until the kernel collects them.
+    fn has_no_sockets(&self) -> bool {
+        const LOOKS: u32 = 200;
+        let Some(file) = &self.sockets else { return true };
+        (0..LOOKS).any(|look| {
+            if look > 0 {
+                // The kernel looks for circles when a socket is closed, in a thread of its own.
+                drop(socket::pair());
+                let _ = descriptor::poll(&mut [], Some(Duration::from_micros(100)));
+            }
+            let mut text = [0; 32];
+            descriptor::read_from_start(file.as_fd(), &mut text).is_ok()
+                && text.starts_with(b"sockets: used 0\n")
+        })
     }
 
     /// Adds what became of each wanted file to the answer, sending the content ahead of it.

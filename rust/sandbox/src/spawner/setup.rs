@@ -32,8 +32,8 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 ];
 
 /// Makes this process a slot's spawner: afterwards it sees only the slot's root and may do only what
-/// runs need.
-pub(super) fn become_slot(plan: &Plan) -> Result<()> {
+/// runs need. Returns the file that counts the sockets of the slot's network namespace.
+pub(super) fn become_slot(plan: &Plan) -> Result<OwnedFd> {
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWUTS
@@ -45,8 +45,10 @@ pub(super) fn become_slot(plan: &Plan) -> Result<()> {
     // Where the kernel pipes a crash's dump to a program of the host, it starts that program whatever the
     // limit, except for a limit of 1.
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    let sockets = fs::File::open("/proc/self/net/sockstat").step(|| "open sockstat".into())?;
     make_root(plan)?;
-    drop_privileges(pattern.starts_with(['|', '@']))
+    drop_privileges(pattern.starts_with(['|', '@']))?;
+    Ok(sockets.into())
 }
 
 fn make_root(plan: &Plan) -> Result<()> {
@@ -188,7 +190,10 @@ fn drop_privileges(core_dumps_are_piped: bool) -> Result<()> {
     credentials::set_group(GROUP).step(|| "change to the runs' group".into())?;
     // What is the same for every run is inherited from here.
     let core = if core_dumps_are_piped { 1 } else { 0 };
-    for (resource, value) in [(libc::RLIMIT_CORE, core), (libc::RLIMIT_MEMLOCK, 0)] {
+    let none = [libc::RLIMIT_MEMLOCK, libc::RLIMIT_NICE, libc::RLIMIT_RTPRIO];
+    for (resource, value) in
+        none.map(|each| (each, 0)).into_iter().chain([(libc::RLIMIT_CORE, core)])
+    {
         credentials::limit_resource(resource, value, value).step(|| "set a limit".into())?;
     }
     credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;

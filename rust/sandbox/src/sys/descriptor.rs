@@ -90,6 +90,14 @@ pub fn read(descriptor: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
     unsafe { syscall(libc::SYS_read, arguments) }
 }
 
+/// Reads into `buffer` from the start of the file, wherever others have read to.
+pub fn read_from_start(descriptor: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    let arguments =
+        [word(descriptor.as_raw_fd()), buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+    // SAFETY: `buffer` is writable for its length.
+    unsafe { syscall(libc::SYS_pread64, arguments) }
+}
+
 /// Writes from `buffer`, perhaps less than all of it.
 pub fn write(descriptor: BorrowedFd<'_>, buffer: &[u8]) -> Result<usize> {
     let arguments = [word(descriptor.as_raw_fd()), buffer.as_ptr() as usize, buffer.len(), 0, 0, 0];
@@ -138,17 +146,6 @@ pub fn place_standard(from: i32, to: i32) -> Result<()> {
     // never wraps them in an owner.
     unsafe { syscall(libc::SYS_dup3, [word(from), word(to), 0, 0, 0, 0]) }?;
     Ok(())
-}
-
-/// Undoes what a process that shared this open file may have set on it: that it does not block, and who
-/// gets which signal when it is ready.
-pub fn reset_settings(descriptor: BorrowedFd<'_>) {
-    let fd = word(descriptor.as_raw_fd());
-    const F_SETSIG: i32 = 10;
-    for command in [libc::F_SETFL, libc::F_SETOWN, F_SETSIG] {
-        // SAFETY: each of the commands takes an int.
-        let _ = unsafe { syscall(libc::SYS_fcntl, [fd, word(command), 0, 0, 0, 0]) };
-    }
 }
 
 /// Marks every descriptor from `first` on as closed on exec.

@@ -42,6 +42,13 @@ impl Controller for Cpu {
         self.set = limits.cpus;
         Ok(())
     }
+
+    fn release(&mut self) -> Result<()> {
+        if self.set.take().is_some() {
+            self.quota.write("-1")?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -61,5 +68,19 @@ mod tests {
         assert_eq!(limit(Some(1.5)), ("30000".into(), "20000".into()));
         assert_eq!(limit(Some(0.01)), ("1000".into(), "100000".into()));
         assert_eq!(limit(None).0, "-1");
+    }
+
+    #[test]
+    fn what_was_killed_is_not_held_back() {
+        let fake = Fake::new(&[("cpu.cfs_quota_us", ""), ("cpu.cfs_period_us", "")]);
+        let mut cpu = Cpu::open(fake.path()).unwrap();
+        let limits = Limits { cpus: Some(0.5), ..Limits::default() };
+        cpu.limit(&limits).unwrap();
+        fake.write("cpu.cfs_quota_us", "");
+        cpu.release().unwrap();
+        assert_eq!(fake.read("cpu.cfs_quota_us"), "-1");
+        fake.write("cpu.cfs_quota_us", "");
+        cpu.limit(&limits).unwrap();
+        assert_eq!(fake.read("cpu.cfs_quota_us"), "10000");
     }
 }

@@ -47,6 +47,13 @@ impl Controller for Cpu {
         Ok(())
     }
 
+    fn release(&mut self) -> Result<()> {
+        match &self.max {
+            Some(max) if self.set.take().is_some() => max.write("max"),
+            _ => Ok(()),
+        }
+    }
+
     fn begin(&mut self) -> Result<()> {
         self.start = self.stat.value_of("usage_usec")?;
         Ok(())
