@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,17 @@ class Programs:
     spin: str
     hog: str
     broken: str | None = None
+
+
+@cache
+def binds() -> dict[str, str]:
+    """What a sandbox must be shown to have all that this machine has: the Rust of rustup."""
+    if Path("/usr/bin/rustc").exists() or shutil.which("rustc") is None:
+        return {}
+    asked = subprocess.run(
+        ["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True
+    )
+    return {"/opt/rust": asked.stdout.strip()}
 
 
 PROGRAMS = {

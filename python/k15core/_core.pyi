@@ -468,6 +468,12 @@ class SandboxPool:
     def capabilities(self) -> list[tuple[str, bool, str, str]]:
         """What the host can hold a run to: (name, enforced, how, remedy) each."""
 
+    @staticmethod
+    def examine(
+        languages: Sequence[str], binds: Sequence[tuple[str | PathLike[str], str]]
+    ) -> tuple[list[str], list[tuple[str, bool, str, str]], dict[str, str]]:
+        """What a sandbox would find here: the runners' names, capabilities, languages."""
+
     def limits(self) -> dict[str, Any]:
         """The limits of a run that asks for nothing else."""
 

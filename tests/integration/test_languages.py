@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from language_programs import PROGRAMS, Programs
+from language_programs import PROGRAMS, Programs, binds
 from sandboxes import need
 
 from k15core.errors import InvalidInputError
@@ -18,7 +18,7 @@ COMPILED = [name for name, programs in PROGRAMS.items() if programs.broken is no
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     need()
-    with Sandbox(slots=2) as sandbox:
+    with Sandbox(slots=2, binds=binds()) as sandbox:
         yield sandbox
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from language_programs import binds
 from multipl_e import FOLDER, HARNESS, LANGUAGES, SOLVED, solved_problems
 from sandboxes import need
 
@@ -17,7 +18,7 @@ FILES = {"java": {"org/javatuples/Unit.java": b"package org.javatuples; public c
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     need()
-    with Sandbox(slots=2) as sandbox:
+    with Sandbox(slots=2, binds=binds()) as sandbox:
         yield sandbox
 
 

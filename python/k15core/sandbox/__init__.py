@@ -4,7 +4,8 @@
 from. Nothing is forked from Python.
 """
 
+from k15core.sandbox.examine import Examination, examine
 from k15core.sandbox.limits import Limits
 from k15core.sandbox.local import Capability, Sandbox, Submission
 
-__all__ = ["Capability", "Limits", "Sandbox", "Submission"]
+__all__ = ["Capability", "Examination", "Limits", "Sandbox", "Submission", "examine"]

@@ -94,8 +94,8 @@ class Sandbox:
             least_slots=_count("least_slots", least_slots),
             limits=(limits or Limits()).given(),
             root=None if root is None else os.fspath(root),
-            binds=[(os.fspath(source), target) for target, source in (binds or {}).items()],
-            languages=[_table(path) for path in languages],
+            binds=bind_list(binds),
+            languages=[read_table(path) for path in languages],
             allow_unenforced=list(allow_unenforced),
         )
         self._threads: ThreadPoolExecutor | None = None
@@ -285,7 +285,13 @@ def _count(field_name: str, value: int) -> int:
     return value
 
 
-def _table(path: str | os.PathLike[str]) -> str:
+def bind_list(binds: Mapping[str, str | os.PathLike[str]] | None) -> list[tuple[str, str]]:
+    """Pairs of what is shown and where."""
+    return [(os.fspath(source), target) for target, source in (binds or {}).items()]
+
+
+def read_table(path: str | os.PathLike[str]) -> str:
+    """The text of a file of languages; InvalidInputError if there is none."""
     try:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use k15_sandbox::capability::Capability;
 use k15_sandbox::language::LimitChanges;
 use k15_sandbox::rootfs::{Bind, Source};
-use k15_sandbox::{Error, InputFile, Job, Limits, Options, Outcome, Sandbox, Submission};
+use k15_sandbox::{Error, InputFile, Job, Limits, Options, Outcome, RUNNERS, Sandbox, Submission};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -63,7 +64,7 @@ impl SandboxPool {
             least_slots,
             limits: changes(limits)?,
             root: root.map_or(Source::Host, Source::Directory),
-            binds: binds.into_iter().map(|(source, target)| Bind { source, target }).collect(),
+            binds: read_binds(binds),
             languages,
             allow_unenforced,
         };
@@ -136,9 +137,16 @@ impl SandboxPool {
     }
 
     /// What the host can hold a run to: (name, enforced, how, remedy) each.
-    fn capabilities(&self) -> Vec<(&'static str, bool, String, String)> {
-        let all = self.sandbox.capabilities().iter();
-        all.map(|each| (each.name, each.enforced, each.how.clone(), each.remedy.clone())).collect()
+    fn capabilities(&self) -> Vec<Promise> {
+        self.sandbox.capabilities().iter().map(promise).collect()
+    }
+
+    /// What a sandbox would find here: the runners' names, capabilities and languages as above.
+    #[staticmethod]
+    fn examine(languages: Vec<String>, binds: Vec<(PathBuf, String)>) -> PyResult<Findings> {
+        let options = Options { languages, binds: read_binds(binds), ..Options::new("") };
+        let (capabilities, languages) = Sandbox::examine(&options).map_err(Fault)?;
+        Ok((RUNNERS.to_vec(), capabilities.iter().map(promise).collect(), languages))
     }
 
     /// The limits of a run that asks for nothing else.
@@ -185,6 +193,20 @@ impl SandboxPool {
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.sandbox.close());
     }
+}
+
+fn read_binds(pairs: Vec<(PathBuf, String)>) -> Vec<Bind> {
+    pairs.into_iter().map(|(source, target)| Bind { source, target }).collect()
+}
+
+/// The runners' names, capabilities, languages with what is missing for each.
+type Findings = (Vec<&'static str>, Vec<Promise>, BTreeMap<String, String>);
+
+/// A capability: name, enforced, how, remedy.
+type Promise = (&'static str, bool, String, String);
+
+fn promise(each: &Capability) -> Promise {
+    (each.name, each.enforced, each.how.clone(), each.remedy.clone())
 }
 
 fn read_submission(dict: &Bound<'_, PyDict>) -> PyResult<Submission> {

@@ -73,4 +73,4 @@ pub use error::{Error, Result};
 pub use job::{InputFile, Job, Outcome, Verdict, WORK_DIRECTORY};
 pub use limits::Limits;
 pub use pool::Pool;
-pub use sandbox::{Options, Sandbox, Submission};
+pub use sandbox::{Options, RUNNERS, Sandbox, Submission};

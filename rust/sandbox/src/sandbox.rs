@@ -7,13 +7,16 @@ use std::sync::Arc;
 use crate::capability::{self, Capability};
 use crate::cgroup::Host;
 use crate::compiled::{Artifacts, Cache};
-use crate::language::{Languages, LimitChanges, Ready, rustup};
+use crate::language::{Languages, LimitChanges, Ready};
 use crate::rootfs::{Bind, Plan, Source};
 use crate::runner::{Direct, Runner, Users};
 use crate::{
     Error, InputFile, Job, Limits, Outcome, Pool, Result, Verdict, janitor::Janitor, parallel,
     registry,
 };
+
+/// The names of the runners.
+pub const RUNNERS: &[&str] = &["direct"];
 
 /// What a sandbox is made from.
 #[derive(Clone, Debug)]
@@ -111,9 +114,8 @@ impl Sandbox {
         let capabilities = capability::capabilities(&host);
         capability::require(&capabilities, &options.allow_unenforced)?;
         let default_limits = options.limits.apply(&Limits::default())?;
-        let plan = plan(options)?;
-        let tables = options.languages.iter().map(String::as_str);
-        let languages = Languages::new(tables, |path| plan.find(path).is_some())?;
+        let plan = Plan::new(&options.root, &options.binds)?;
+        let languages = languages(options, &plan)?;
         if !options.spawner.is_file() {
             let expected = "the spawner's binary (`make build` makes it)";
             return Err(Error::invalid("spawner", options.spawner.display(), expected));
@@ -130,13 +132,25 @@ impl Sandbox {
                 users,
             )),
             other => {
-                let expected = "one of auto, direct";
+                let expected = format!("one of auto, {}", RUNNERS.join(", "));
                 return Err(Error::invalid("runner", format!("{other:?}"), expected));
             }
         };
         let pool = Pool::open(runner, options.least_slots, options.slots)?;
         let (limits, compiled) = (options.limits.clone(), Cache::default());
         Ok(Self { pool, entry, janitor, languages, limits, default_limits, capabilities, compiled })
+    }
+
+    /// What a sandbox of `options` would find on this host: what it can hold runs to, and the languages.
+    /// Nothing is made or started.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidInput`] for options that make no sense.
+    pub fn examine(options: &Options) -> Result<(Vec<Capability>, BTreeMap<String, String>)> {
+        let capabilities = capability::capabilities(&Host::detect()?);
+        let plan = Plan::new(&options.root, &options.binds)?;
+        Ok((capabilities, languages(options, &plan)?.missing()))
     }
 
     /// What this host can hold a run to.
@@ -284,21 +298,10 @@ impl Drop for Sandbox {
     }
 }
 
-/// The root of `options`, with the Rust of rustup where the root has none of its own.
-fn plan(options: &Options) -> Result<Plan> {
-    let plan = Plan::new(&options.root, &options.binds)?;
-    let is_host = matches!(options.root, Source::Host);
-    let has_rust = ["/usr/bin/rustc", "/usr/local/bin/rustc", "/opt/rust/bin/rustc"]
-        .iter()
-        .any(|path| plan.find(path).is_some());
-    match rustup::toolchain().filter(|_| is_host && !has_rust) {
-        None => Ok(plan),
-        Some(source) => {
-            let mut binds = options.binds.clone();
-            binds.push(Bind { source, target: rustup::SEEN_AT.into() });
-            Plan::new(&options.root, &binds)
-        }
-    }
+/// The languages of `options`, with the tools that `plan` shows.
+fn languages(options: &Options, plan: &Plan) -> Result<Languages> {
+    let tables = options.languages.iter().map(String::as_str);
+    Languages::new(tables, |path| plan.find(path).is_some())
 }
 
 fn environment(ready: Ready<'_>) -> Vec<String> {

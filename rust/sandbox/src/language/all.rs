@@ -44,11 +44,10 @@ impl Languages {
         let mut all = BTreeMap::new();
         for table in std::iter::once(BUILT_IN).chain(tables) {
             let languages: BTreeMap<String, Language> = toml::from_str(table).map_err(|error| {
-                Error::invalid(
-                    "languages",
-                    error.to_string().trim(),
-                    "a table of languages in TOML",
-                )
+                let start = error.span().and_then(|span| table.get(..span.start)).unwrap_or("");
+                let line = format!("line {}", start.matches('\n').count() + 1);
+                let said = error.message().replace('\n', " ");
+                Error::invalid("languages", line, format!("a table of languages in TOML: {said}"))
             })?;
             for (name, language) in languages {
                 language.check(&name)?;
@@ -104,11 +103,15 @@ fn find(
     if missing.is_empty() {
         return Ok(tools);
     }
-    let install = match language.package.as_str() {
-        "" => String::new(),
-        package => format!("; on Debian and Ubuntu: apt install {package}"),
-    };
-    Err(missing.join(" and ") + &install)
+    let mut says = missing.join(" and ");
+    for (before, text) in
+        [("; on Debian and Ubuntu: apt install ", &language.package), ("; or ", &language.hint)]
+    {
+        if !text.is_empty() {
+            says = says + before + text;
+        }
+    }
+    Err(says)
 }
 
 impl Ready<'_> {

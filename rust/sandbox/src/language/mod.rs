@@ -1,7 +1,6 @@
 //! Languages: a table that a user can extend.
 
 mod all;
-pub(crate) mod rustup;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,6 +23,9 @@ pub struct Language {
     /// What a user would install to have them.
     #[serde(default)]
     pub package: String,
+    /// What else a user can do to have them.
+    #[serde(default)]
+    pub hint: String,
     /// The command that makes the artifacts, if there is one.
     pub compile: Option<Vec<String>>,
     /// The files that compiling leaves for the run.

@@ -1,4 +1,4 @@
-"""The command `k15`: train by a recipe, look at runs, import models.
+"""The command `k15`: train by a recipe, look at runs, import models, run programs in the sandbox.
 
 Heavy packages are imported by the command that needs them, after the environment is set for them.
 """
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from k15core.cli import sandbox
 from k15core.errors import Error
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ EXAMPLES = """examples:
   k15 report runs/doors                         make the HTML report anew
   k15 compare runs/doors runs/short             overlay runs in one page
   k15 model import smollm2.gguf models/smollm2  a GGUF file as a Hugging Face directory
+  k15 sandbox run answer.py --stdin input.txt   run an untrusted program
+  k15 sandbox doctor                            what the sandbox can do on this machine
 """
 
 
@@ -78,12 +81,15 @@ def parser() -> argparse.ArgumentParser:
     importing.add_argument("source", help="a .gguf file")
     importing.add_argument("target", help="the directory to make")
     importing.set_defaults(command=_model_import)
+    sandbox.add_commands(commands)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if all is well, 2 for what the user can mend, 130 if interrupted."""
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, program_arguments = sandbox.split_arguments(words)
+    options = parser().parse_args(words, argparse.Namespace(program_arguments=program_arguments))
     try:
         status: int = options.command(options)
     except Error as error:
@@ -178,7 +184,3 @@ def _model_import(options: argparse.Namespace) -> int:
     import_gguf(options.source, options.target, progress=print)
     print(f"model: {options.target}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
