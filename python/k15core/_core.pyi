@@ -17,10 +17,31 @@ __all__ = [
     "SandboxPool",
     "Store",
     "__version__",
+    "attend_cached",
     "uniforms",
 ]
 
 __version__: str
+
+def attend_cached(
+    rows: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    values: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """One decode step's attention, in place: each row by itself over the tokens that it holds.
+
+    For each r in `rows`: k[r] and v[r] [K, D] go to place positions[r] of the cache, then q[r]
+    [H, D] attends over places 0 … positions[r], scaled by 1 / sqrt(D), into out[r] [H * D]; H is a
+    multiple of K, and groups of H / K queries share a key head. q, k, v: [W, heads, D], each row
+    without gaps; positions: [W]; keys, values: [R * K, T, D] with R >= W; out: [W, H * D]. A row's
+    result is the same to the bit whatever the others are. Releases the GIL: nobody may write to the
+    arrays meanwhile. Raises InvalidInputError, and writes nothing, if sizes do not fit.
+    """
 
 def uniforms(
     seed: int, trajectory_ids: NDArray[np.int64], positions: NDArray[np.int64]

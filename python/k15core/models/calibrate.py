@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from k15core.models.decode import ROW_MULTIPLE, Decoder, attend_rows, length_bias
+from k15core.models.decode import ROW_MULTIPLE, Decoder
+from k15core.models.kv_cache_torch import TorchCache, attend_rows, length_bias
 
 REFERENCE_ROWS = 256
 HEAD_ROWS = 4096
@@ -22,13 +23,14 @@ HEAD_ROWS = 4096
 
 @torch.inference_mode()
 def calibrate(decoder: Decoder) -> None:
-    """Raise `decoder.min_rows` and thin out `decoder.lengths` until results do not depend on them.
+    """Raise `decoder.min_rows`, and thin out padded lengths, until results do not depend on them.
 
     Warns where no row count up to REFERENCE_ROWS will do (seen with no CPU library so far): runs
     then repeat exactly only in the same company.
     """
     generator = torch.Generator(decoder.device).manual_seed(0)
-    decoder.lengths = _lengths(decoder, generator)
+    if isinstance(decoder.cache, TorchCache):
+        decoder.cache.lengths = _lengths(decoder, decoder.cache.lengths, generator)
     reference = max(REFERENCE_ROWS, decoder.width(decoder.rows))
     weights = {
         w.shape: w
@@ -67,7 +69,7 @@ def _least_rows(weight: Tensor, least: int, reference: int, generator: torch.Gen
     return least
 
 
-def _lengths(decoder: Decoder, generator: torch.Generator) -> list[int]:
+def _lengths(decoder: Decoder, lengths: list[int], generator: torch.Generator) -> list[int]:
     """The padded lengths at which attention gives the bits of the longest."""
     config, rows = decoder.config, 4
     heads, D = config.num_key_value_heads, config.head_dim
@@ -86,7 +88,7 @@ def _lengths(decoder: Decoder, generator: torch.Generator) -> list[int]:
         return out
 
     kept = []
-    for length in decoder.lengths:
+    for length in lengths:
         steps = torch.linspace(0, length - 1, rows, device=decoder.device).long()
         wanted = attention(rows, steps, decoder.length)
         same = torch.equal(attention(rows, steps, length), wanted)

@@ -3,6 +3,7 @@
 //! Time and seeds are arguments of the functions that need them, so that every result is a function
 //! of its inputs.
 
+pub mod attention;
 pub mod error;
 pub mod noise;
 pub mod pack;

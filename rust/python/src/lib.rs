@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 mod argument;
+mod attention;
 mod error;
 mod noise;
 mod priority_index;
@@ -18,6 +19,7 @@ mod views;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(attention::attend_cached, module)?)?;
     module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;
     module.add_class::<repetition::RepetitionDetector>()?;
     module.add_class::<priority_index::PriorityIndex>()?;

@@ -15,7 +15,6 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from k15core._core import RepetitionDetector
 from k15core.errors import InvalidInputError
 from k15core.models.calibrate import calibrate
-from k15core.models.decode import Decoder, Segment
+from k15core.models.decode import Decoder
 from k15core.models.lean import LeanModel
 from k15core.models.weights import copy_weights, load_model
 from k15core.rollout.base import Stream, streams_of
@@ -43,7 +42,7 @@ ADMIT_SHARE = 16
 """Waiting streams enter when 1/16 of the slots is free: a prefill pass costs as much as a step."""
 
 ARRANGE_STEPS = 16
-"""Streams are sorted into classes of length every so many steps."""
+"""Where attention pads, streams are sorted into classes of length every so many steps."""
 
 NO_TOKENS = np.empty(0, np.int32)
 NO_LOG_PROBS = np.empty(0, np.float32)
@@ -200,7 +199,7 @@ class EmbeddedEngine:
         model = LeanModel(self._config, device=device, dtype=dtype)
         copy_weights(model, source.tensors(), where=f"weights of version {version}")
         self._decoder.load(model)
-        self._decoder.clear()
+        self._decoder.cache.clear()
         self._prompts.clear()
         self.version = version
 
@@ -279,38 +278,31 @@ class EmbeddedEngine:
         logits = decoder.step(
             torch.from_numpy(fed).to(decoder.device),
             torch.from_numpy(at).to(decoder.device),
-            self._segments(n),
+            np.nonzero(slots.active[:n])[0],
+            self._bounds,
         )
         self._logits[:n] = logits[:n]
         slots.length[:n] += slots.active[:n]
         self.stats.steps += 1
 
-    def _segments(self, n: int) -> list[Segment]:
-        """The runs of rows that attend together, those of one class of length each."""
-        slots = self._slots
-        bounds = [bound for bound in self._bounds if bound < n]
-        segments = []
-        for start, stop in pairwise([*bounds, n]):
-            lengths = slots.length[start:stop][slots.active[start:stop]]
-            if len(lengths):
-                padded = self._decoder.padded_length(int(lengths.max()) + 1)
-                segments.append(Segment(start, stop, padded))
-        return segments
-
     def _arrange(self, tokens: NDArray[np.int64]) -> None:
-        """Now and then bring rows of like length together, and close holes that nobody waits for.
+        """Close holes that nobody waits for; where attention pads, bring rows of like length
+        together now and then.
 
         `tokens` are the rows' next ones and move with them.
         """
-        slots = self._slots
+        slots, padded = self._slots, self._decoder.cache.padded
         used = slots.used
         sparse = not self._waiting and used - slots.running > used // 8
-        if not sparse and self.stats.steps % ARRANGE_STEPS:
+        if not sparse and not (padded and self.stats.steps % ARRANGE_STEPS == 0):
             return
-        sources, targets, bounds = arrangement(slots.active[:used], slots.length[:used])
+        lengths = slots.length[:used]
+        sources, targets, bounds = arrangement(
+            slots.active[:used], lengths if padded else np.zeros_like(lengths)
+        )
         self._bounds = bounds[:-1]
         if len(sources):
-            self._decoder.copy(sources, targets, int(slots.length[sources].max()))
+            self._decoder.cache.copy(sources, targets, int(slots.length[sources].max()))
             self._prompts.move(sources, targets)
             slots.move(sources, targets)
             tokens[targets] = tokens[sources]
@@ -391,8 +383,8 @@ class EmbeddedEngine:
         self.stats.shared += sum(length for *_, length in copies)
         moves = [copy for copy in copies if copy[0] != copy[1]]
         if moves:
-            sources, targets, lengths = map(list, zip(*moves, strict=True))
-            self._decoder.copy(sources, targets, max(lengths))
+            sources, targets, lengths = np.array(moves).T
+            self._decoder.cache.copy(sources, targets, int(lengths.max()))
             self._prompts.hidden[targets] = self._prompts.hidden[sources]
 
     def _watch(self, streams: list[Stream], rows: list[int]) -> None:

@@ -1,0 +1,112 @@
+"""The KV cache of a decoder, with the attention that reads it.
+
+`NativeCache` is the Rust kernel's, for fp32 on the CPU. A token attends by itself over exactly what
+its row holds, so nothing is padded, its bits depend on nobody, and it makes no difference whether
+it is fed alone or with others. `kv_cache_torch.TorchCache` is for every other device and dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from k15core._core import attend_cached
+from k15core.models.config import ModelConfig
+
+TILE = 16
+"""Tokens of a tile of the native cache's keys; every cache's length is a multiple of it."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+"""attend(layer, q, k, v, out): put k, v [W, K, D] into a layer's cache and attend with q [W, H, D]
+into out [W, H * D], which was zeros."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one sequence gives to a prefill pass: `tokens` go to its row from place `start` on.
+
+    `index` is the sequence's number, `final` whether this is its last piece.
+    """
+
+    index: int
+    row: int
+    start: int
+    tokens: NDArray[np.int32]
+    final: bool
+
+
+class KVCache(Protocol):
+    """Keys and values of `rows` streams of `length` tokens, for all layers."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows of like length should be neighbours, for the sake of padding."""
+
+    def step(self, positions: Tensor, rows: NDArray[np.int64], bounds: Sequence[int]) -> Attend:
+        """Attention of one token a row: of `rows` (ascending), to places `positions` [W].
+
+        `bounds` are the rows at which a class of like lengths begins.
+        """
+
+    def extend(self, pieces: Sequence[Piece], positions: Tensor) -> Attend:
+        """Attention of pieces, one after another, and what is behind them; `positions` [W]."""
+
+    def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], length: int) -> None:
+        """Copy the first `length` tokens of rows; sources are read before targets are written."""
+
+    def clear(self) -> None:
+        """Zero it: nothing of old weights is used again, not even a NaN under a mask."""
+
+
+class NativeCache:
+    """fp32 on the CPU: see the module and rust/core/src/attention."""
+
+    padded = False
+
+    def __init__(self, config: ModelConfig, rows: int, length: int) -> None:
+        layers, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        # NumPy asks the kernel for huge pages, which spare many address translations.
+        self._cache = np.zeros((layers, 2, rows * K, length, D), np.float32)
+        self._heads = K
+
+    def step(self, positions: Tensor, rows: NDArray[np.int64], bounds: Sequence[int]) -> Attend:
+        """See KVCache."""
+        row_of = np.full(len(positions), -1, np.int64)
+        row_of[rows] = rows
+        return self._attend(row_of, positions)
+
+    def extend(self, pieces: Sequence[Piece], positions: Tensor) -> Attend:
+        """See KVCache."""
+        row_of = np.full(len(positions), -1, np.int64)
+        counts = [len(piece.tokens) for piece in pieces]
+        row_of[: sum(counts)] = np.repeat([piece.row for piece in pieces], counts)
+        return self._attend(row_of, positions)
+
+    def _attend(self, row_of: NDArray[np.int64], positions: Tensor) -> Attend:
+        places = positions.numpy()
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+            keys, values = self._cache[layer]
+            attend_cached(
+                row_of, places, q.numpy(), k.numpy(), v.numpy(), keys, values, out.numpy()
+            )
+
+        return attend
+
+    def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], length: int) -> None:
+        """See KVCache."""
+        tiles = -(-length // TILE) * TILE
+        for layer in self._cache:
+            for kept in layer:
+                rows = kept.reshape(-1, self._heads, *kept.shape[1:])
+                rows[targets, :, :tiles] = rows[sources, :, :tiles]
+
+    def clear(self) -> None:
+        """See KVCache."""
+        self._cache.fill(0)
