@@ -9,6 +9,7 @@ from families import VARIANTS, reference
 from generation import run, stories
 from transformers import PreTrainedModel
 
+from k15core.models import decode
 from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
 from k15core.rollout.embedded import EmbeddedEngine
@@ -32,8 +33,12 @@ def plain(model: PreTrainedModel, sequences: list[tuple[list[int], list[int]]]) 
     return torch.cat(rows).double().numpy()
 
 
+@pytest.mark.parametrize("cache", ["native", "torch"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_log_probs_equal_transformers(variant: str) -> None:
+def test_log_probs_equal_transformers(
+    variant: str, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "is_native", lambda *_: cache == "native")
     theirs = reference(variant)
     engine = EmbeddedEngine(lean(theirs), max_total_tokens=256, slots=24, eos_token_ids=[])
     rng = np.random.default_rng(0)

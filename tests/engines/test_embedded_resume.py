@@ -11,6 +11,7 @@ from generation import ENDED, Story, run, stories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from k15core.models import decode
 from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
 from k15core.rollout.embedded import EmbeddedEngine, arrange, engine
@@ -41,15 +42,22 @@ PROMPTS = [
 SETTINGS = {"min_covered": 12, "min_repeats": 3}
 
 
-def engine_of(model: LeanModel, slots: int, **options: object) -> EmbeddedEngine:
+CACHES = ("native", "torch")
+
+
+def engine_of(
+    model: LeanModel, slots: int, *, cache: str = "native", **options: object
+) -> EmbeddedEngine:
     options = {"eos_token_ids": [1], "repetition": SETTINGS, **options}
-    return EmbeddedEngine(model, max_total_tokens=TOTAL, slots=slots, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "is_native", lambda *_: cache == "native")
+        return EmbeddedEngine(model, max_total_tokens=TOTAL, slots=slots, **options)
 
 
 @functools.cache
-def alone(family: str, temperature: float, seed: int) -> dict[int, Story]:
+def alone(family: str, temperature: float, seed: int, cache: str = "native") -> dict[int, Story]:
     """Every stream run to its end in one go, one at a time."""
-    serial = engine_of(MODELS[family], 1)
+    serial = engine_of(MODELS[family], 1, cache=cache)
     told = stories(PROMPTS, k=2)
     for story in told:
         run(serial, [story], LIMIT, temperature=temperature, seed=seed)
@@ -70,6 +78,7 @@ def test_the_streams_end_in_every_way() -> None:
 @given(data=st.data())
 def test_resumed_streams_equal_uninterrupted_ones(data: st.DataObject) -> None:
     family = data.draw(st.sampled_from(sorted(MODELS)), "family")
+    cache = data.draw(st.sampled_from(CACHES), "cache")
     temperature = data.draw(st.sampled_from([0.0, 1.0]), "temperature")
     order = data.draw(st.permutations(range(2 * len(PROMPTS))), "order")
     count = data.draw(st.integers(1, len(order)), "count")
@@ -79,6 +88,7 @@ def test_resumed_streams_equal_uninterrupted_ones(data: st.DataObject) -> None:
         some_engine = engine_of(
             MODELS[family],
             data.draw(st.sampled_from([1, 2, 3, 8, 20, 32, 64]), "slots"),
+            cache=cache,
             chunk_tokens=data.draw(st.sampled_from([1, 4, 16]), "chunk_tokens"),
             min_rows=data.draw(st.sampled_from([8, 32]), "min_rows"),
         )
@@ -97,22 +107,23 @@ def test_resumed_streams_equal_uninterrupted_ones(data: st.DataObject) -> None:
             stop_after=stop_after,
         )
     for story in told:
-        want = alone(family, temperature, 3)[story.trajectory_id]
+        want = alone(family, temperature, 3, cache)[story.trajectory_id]
         assert story.told == want.told
         assert story.loop == want.loop
         if want.reason in ENDED:
             assert story.reason == want.reason
 
 
-def test_a_resume_in_a_later_version_does_not_depend_on_the_company() -> None:
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_resume_in_a_later_version_does_not_depend_on_the_company(cache: str) -> None:
     """Older tails are prefilled: their lengths, not their neighbours, decide the bits."""
     model = MODELS["qwen3"]
     begun = stories(PROMPTS, k=2)
-    run(engine_of(model, 32), begun, 25, seed=3)
+    run(engine_of(model, 32, cache=cache), begun, 25, seed=3)
     begun = [story for story in begun if story.reason == "length"]
 
     def resumed(slots: int, order: np.ndarray) -> dict[int, tuple[list[int], list[float]]]:
-        later = engine_of(model, slots, version=1)
+        later = engine_of(model, slots, cache=cache, version=1)
         again = [Story(s.trajectory_id, s.prompt, s.tokens[:], s.log_probs[:], s.versions[:])
                  for s in (begun[i] for i in order)]  # fmt: skip
         run(later, again, 30, seed=4)

@@ -50,12 +50,10 @@ class Decoder:
         self.load(model)
         dtype = self.embedding.dtype
         self.cache: KVCache
-        if self.device.type == "cpu" and dtype == torch.float32:
+        if is_native(self.device, dtype):
             self.cache = NativeCache(self.config, rows, self.length)
         else:
-            self.cache = TorchCache(
-                self.config, rows, self.length, device=self.device, dtype=dtype
-            )
+            self.cache = TorchCache(self.config, rows, self.length, device=self.device, dtype=dtype)
 
     @torch.inference_mode()
     def load(self, model: LeanModel) -> None:
@@ -140,6 +138,11 @@ class Decoder:
         padded = hidden.new_zeros(self.width(n), hidden.shape[1])
         padded[:n] = hidden
         return F.linear(padded, self.head)[:n]
+
+
+def is_native(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Rust kernel serves models of this kind."""
+    return device.type == "cpu" and dtype == torch.float32
 
 
 def _passes(

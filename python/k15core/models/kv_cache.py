@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,7 +74,12 @@ class NativeCache:
         self._cache = np.zeros((layers, 2, rows * K, length, D), np.float32)
         self._heads = K
 
-    def step(self, positions: Tensor, rows: NDArray[np.int64], bounds: Sequence[int]) -> Attend:
+    def step(
+        self,
+        positions: Tensor,
+        rows: NDArray[np.int64],
+        bounds: Sequence[int],  # noqa: ARG002 - nothing is padded
+    ) -> Attend:
         """See KVCache."""
         row_of = np.full(len(positions), -1, np.int64)
         row_of[rows] = rows

@@ -40,7 +40,7 @@ class _Segment:
 
 
 class TorchCache:
-    """See the module. `lengths` are the padded lengths of a step, ascending, the last the cache's."""
+    """See the module. `lengths` are the padded lengths of a step, ascending up to the cache's."""
 
     padded = True
 

@@ -55,7 +55,7 @@ fn token<'a>(field: &'static str, array: &ArrayView3<'a, f32>, i: usize) -> Resu
         let given = format!("{} tokens", array.dim().0);
         return Err(Error::invalid(field, given, "one for each of rows").into());
     }
-    let heads = array.clone().index_axis_move(Axis(0), i);
+    let heads = (*array).index_axis_move(Axis(0), i);
     let gaps =
         || Error::invalid(field, "a token with gaps", "heads that follow one another").into();
     heads.to_slice().ok_or_else(gaps)

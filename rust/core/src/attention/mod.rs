@@ -64,11 +64,14 @@ impl Shape {
     }
 
     fn check(&self) -> Result<()> {
-        if self.key_heads == 0 || self.width() == 0 || self.query_heads % self.key_heads != 0 {
+        if self.key_heads == 0
+            || self.width() == 0
+            || !self.query_heads.is_multiple_of(self.key_heads)
+        {
             let given = format!("{} heads for {} key heads", self.query_heads, self.key_heads);
             return Err(Error::invalid("q", given, "a multiple of the key heads"));
         }
-        if self.capacity == 0 || self.capacity % TILE != 0 {
+        if self.capacity == 0 || !self.capacity.is_multiple_of(TILE) {
             let given = format!("{} places a row", self.capacity);
             return Err(Error::invalid("keys", given, format!("a multiple of {TILE}")));
         }
