@@ -11,7 +11,7 @@ from k15core.errors import SandboxError
 from k15core.sandbox import Sandbox
 from k15core.sandbox.local import SPAWNER
 
-RUNNERS = ("direct",)
+RUNNERS = ("direct", "crun")
 """Every runner of the sandbox. Each attack runs against each."""
 
 

@@ -28,6 +28,14 @@ pub enum Error {
         /// How to get it, or how to do without.
         remedy: String,
     },
+    /// A program that a runner needs is not on this host.
+    #[error("{what}, is missing. {remedy}")]
+    Missing {
+        /// What it is.
+        what: &'static str,
+        /// How to get it, or how to do without.
+        remedy: &'static str,
+    },
     /// The kernel refused a step of setting up.
     #[error("cannot {step}: {source}")]
     System {

@@ -3,6 +3,7 @@
 //! | to the spawner | carries | answered by |
 //! |---|---|---|
 //! | [`CONFIGURE`] | the plan of the root, how it is placed | [`READY`] or [`FAILED`] |
+//! | [`CONFIGURE_CONTAINER`] | the same with what a container runtime needs | [`READY`] or [`FAILED`] |
 //! | [`STAGE`] | a piece of an input file, for the run that comes next | nothing |
 //! | [`RUN`] | the program, small files, limits; stdin, stdout, stderr as descriptors | [`PIECE`]s, [`DONE`] |
 //! | [`CHECK`] | nothing: are you well? | [`READY`] |
@@ -23,6 +24,7 @@ pub(crate) const CONFIGURE: u8 = 1;
 pub(crate) const STAGE: u8 = 2;
 pub(crate) const RUN: u8 = 3;
 pub(crate) const CHECK: u8 = 4;
+pub(crate) const CONFIGURE_CONTAINER: u8 = 5;
 
 pub(crate) const READY: u8 = 1;
 pub(crate) const FAILED: u8 = 2;
@@ -75,11 +77,15 @@ pub(crate) enum Stage {
     User = 10,
     /// The program's process: its directory.
     Directory = 11,
+    /// The container runtime, before its container's init: the status is the runtime's.
+    Runtime = 12,
+    /// A container's init: what holds it and the program is not as it should be.
+    Confinement = 13,
 }
 
 impl Stage {
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Stage; 12] = [
+        const ALL: [Stage; 14] = [
             Stage::Ended,
             Stage::Killed,
             Stage::Exec,
@@ -92,6 +98,8 @@ impl Stage {
             Stage::Descriptors,
             Stage::User,
             Stage::Directory,
+            Stage::Runtime,
+            Stage::Confinement,
         ];
         ALL.get(byte as usize).copied()
     }
@@ -110,6 +118,8 @@ impl Stage {
             Self::Descriptors => "setting up stdin, stdout and stderr",
             Self::User => "changing to the run's user",
             Self::Directory => "entering the work directory",
+            Self::Runtime => "starting the container",
+            Self::Confinement => "checking the container's walls",
         }
     }
 }

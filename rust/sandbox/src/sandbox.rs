@@ -9,14 +9,14 @@ use crate::cgroup::Host;
 use crate::compiled::{Artifacts, Cache};
 use crate::language::{Languages, LimitChanges, Ready};
 use crate::rootfs::{Bind, Plan, Source};
-use crate::runner::{Direct, Runner, Users};
+use crate::runner::{Crun, Direct, Runner, Users};
 use crate::{
     Error, InputFile, Job, Limits, Outcome, Pool, Result, Verdict, janitor::Janitor, parallel,
     registry,
 };
 
 /// The names of the runners.
-pub const RUNNERS: &[&str] = &["direct"];
+pub const RUNNERS: &[&str] = &["direct", "crun"];
 
 /// What a sandbox is made from.
 #[derive(Clone, Debug)]
@@ -131,6 +131,9 @@ impl Sandbox {
                 entry.name.clone(),
                 users,
             )),
+            "crun" => {
+                Box::new(Crun::new(options.spawner.clone(), plan, host, entry.name.clone(), users)?)
+            }
             other => {
                 let expected = format!("one of auto, {}", RUNNERS.join(", "));
                 return Err(Error::invalid("runner", format!("{other:?}"), expected));

@@ -63,6 +63,11 @@ impl<'a> Reader<'a> {
         Some(head)
     }
 
+    /// What was not read yet.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     pub(crate) fn byte(&mut self) -> Option<u8> {
         self.take(1)?.first().copied()
     }

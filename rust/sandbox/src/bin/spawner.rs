@@ -1,4 +1,5 @@
 //! The spawner's binary. `serve PARENT`: a slot's spawner, the slot's socket being standard input.
+//! `init`: pid 1 of a container, started by a container runtime.
 //! `clean PARENT ENTRY`: waits for the end of process PARENT and cleans up after its pool.
 
 use std::io;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
         }
         ["clean", parent, entry] => number(parent)
             .map(|parent| k15_sandbox::registry::clean_after(parent, Path::new(entry))),
+        ["init"] => Some(k15_sandbox::spawner::be_init()),
         _ => None,
     };
     match result {

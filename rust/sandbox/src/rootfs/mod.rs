@@ -94,10 +94,25 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add_host(&mut self, root: &Path) {
+    /// What a container runtime of the host needs to start.
+    pub(crate) fn for_runtime() -> Self {
+        let mut plan = Self::default();
+        plan.add_programs(Path::new("/"));
+        let libraries = PathBuf::from("/etc/ld.so.cache");
+        if libraries.exists() {
+            plan.copies.push(Bind { source: libraries, target: "/etc/ld.so.cache".into() });
+        }
+        plan
+    }
+
+    fn add_programs(&mut self, root: &Path) {
         for name in PROGRAM_DIRECTORIES {
             self.add_entry(&root.join(name), format!("/{name}"));
         }
+    }
+
+    fn add_host(&mut self, root: &Path) {
+        self.add_programs(root);
         for name in CONFIGURATION {
             let path = root.join("etc").join(name);
             if path.exists() {

@@ -30,7 +30,7 @@ impl Users {
         Self { first: Self::START + (pid % Self::RANGES) * Self::COUNT, next: AtomicU32::new(0) }
     }
 
-    fn take(&self) -> u32 {
+    pub(crate) fn take(&self) -> u32 {
         self.first + self.next.fetch_add(1, Ordering::Relaxed) % Self::COUNT
     }
 }
@@ -68,7 +68,7 @@ impl Runner for Direct {
 
     fn open(&self, number: u64) -> Result<Box<dyn RunnerSlot>> {
         let group = Group::create(&self.host, &self.pool_name, &format!("slot-{number}"))?;
-        let slot = Slot::open(&self.spawner, &self.plan, group)?;
+        let slot = Slot::open(&self.spawner, &self.plan, group, None)?;
         Ok(Box::new(DirectSlot { slot, users: Arc::clone(&self.users) }))
     }
 }

@@ -3,8 +3,10 @@
 //! A [`Runner`] opens slots; a [`RunnerSlot`] runs one job at a time. The pool ([`crate::Pool`]) knows
 //! nothing else of them, so a new way is one file here.
 
+mod crun;
 mod direct;
 
+pub use crun::Crun;
 pub use direct::Direct;
 pub(crate) use direct::Users;
 

@@ -120,6 +120,7 @@ const PRCTLS: &[u32] = &[
     16,          // PR_GET_NAME
     21,          // PR_GET_SECCOMP
     23,          // PR_CAPBSET_READ
+    24,          // PR_CAPBSET_DROP: a container's init empties what is left of the set
     29,          // PR_SET_TIMERSLACK
     30,          // PR_GET_TIMERSLACK
     36,          // PR_SET_CHILD_SUBREAPER

@@ -9,6 +9,7 @@
 
 mod capture;
 mod request;
+mod runtime;
 mod verdict;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,15 +19,16 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::{Group, Placement};
 use crate::error::Step;
-use crate::protocol::{CONFIGURE, DONE, FAILED, MAX_MESSAGE, PIECE, READY};
+use crate::protocol::{CONFIGURE, CONFIGURE_CONTAINER, DONE, FAILED, MAX_MESSAGE, PIECE, READY};
 use crate::rootfs::Plan;
 use crate::sys::Errno;
 use crate::sys::descriptor::{Poll, poll};
 use crate::sys::{process, socket};
 use crate::wire::{Reader, Writer};
-use crate::{Error, Job, Outcome, Result};
+use crate::{Error, Job, Limits, Outcome, Result};
 use capture::{Capture, Feed};
 pub(crate) use request::Request;
+pub(crate) use runtime::Runtime;
 use verdict::Killed;
 
 /// How long only the answer is waited for. A run that fills a pipe sooner waits this long, once.
@@ -45,6 +47,8 @@ pub struct Slot {
     pidfd: OwnedFd,
     socket: OwnedFd,
     group: Group,
+    /// What starts its runs, if the spawner does not do so itself.
+    runtime: Option<Runtime>,
     buffer: Vec<u8>,
     broken: bool,
 }
@@ -58,7 +62,12 @@ impl Slot {
     ///
     /// [`Error::System`] if it cannot be started, [`Error::SlotBroken`] with its own words if it cannot
     /// set itself up.
-    pub(crate) fn open(spawner: &Path, plan: &Plan, group: Group) -> Result<Self> {
+    pub(crate) fn open(
+        spawner: &Path,
+        plan: &Plan,
+        group: Group,
+        runtime: Option<Runtime>,
+    ) -> Result<Self> {
         let (ours, theirs) = socket::pair().step(|| "make the slot's sockets".into())?;
         let guard = Command::new(spawner)
             .arg("serve")
@@ -72,7 +81,7 @@ impl Slot {
             .step(|| "open the spawner's pidfd".into())?;
         let buffer = vec![0; MAX_MESSAGE];
         let mut slot =
-            Self { guard, spawner: 0, pidfd, socket: ours, group, buffer, broken: false };
+            Self { guard, spawner: 0, pidfd, socket: ours, group, runtime, buffer, broken: false };
         slot.spawner = slot.expect_ready(SETUP_TIME)?;
         slot.pidfd = process::open_pidfd(slot.spawner.cast_signed())
             .step(|| "open the spawner's pidfd".into())?;
@@ -85,8 +94,12 @@ impl Slot {
     }
 
     fn configure(&mut self, plan: &Plan) -> Result<()> {
-        let mut writer = Writer::new(CONFIGURE);
+        let kind = if self.runtime.is_some() { CONFIGURE_CONTAINER } else { CONFIGURE };
+        let mut writer = Writer::new(kind);
         plan.write(&mut writer);
+        if let Some(runtime) = &self.runtime {
+            runtime.write(&mut writer);
+        }
         let descriptors: Vec<BorrowedFd<'_>> = match self.group.placement() {
             Placement::Into(directory) => vec![directory],
             Placement::Resident | Placement::None => Vec::new(),
@@ -138,7 +151,7 @@ impl Slot {
 
     fn try_run(&mut self, request: &Request<'_>, user: u32) -> Result<Outcome> {
         let job = request.job();
-        self.group.limit(&job.limits)?;
+        self.limit(&job.limits)?;
         let (mut feed, stdin) = Feed::new(&job.stdin)?;
         let (mut stdout, out) = Capture::new(job.limits.output_bytes)?;
         let (mut stderr, err) = Capture::new(job.limits.output_bytes)?;
@@ -161,6 +174,16 @@ impl Slot {
         let usage = self.group.finish()?;
         answer.output(stdout, stderr);
         Ok(verdict::judge(job, answer, usage, killed))
+    }
+
+    fn limit(&mut self, limits: &Limits) -> Result<()> {
+        match self.runtime {
+            None => self.group.limit(limits),
+            Some(_) => {
+                let processes = limits.processes + Runtime::PROCESSES;
+                self.group.limit(&Limits { processes, ..limits.clone() })
+            }
+        }
     }
 
     /// Waits for the answer, feeding and reading the run, and kills it when it is over a limit.
@@ -228,18 +251,24 @@ impl Slot {
 
     /// Kills the init of the live run, if there is one; all its processes go with it.
     fn kill_run(&mut self) {
-        // The spawner has no child but init, and cannot have it reaped while it is suspended.
-        let path = format!("/proc/{0}/task/{0}/children", self.spawner);
-        let only_child = || {
-            let listed = std::fs::read_to_string(&path)?;
-            Ok::<_, std::io::Error>(
+        // The spawner has no child but init, or the runtime, whose only child is init. It cannot have it
+        // reaped while it is suspended.
+        let only_child = |parent: u32| {
+            let listed = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+            Ok::<Option<u32>, std::io::Error>(
                 listed.split_whitespace().next().and_then(|pid| pid.parse().ok()),
             )
         };
-        match only_child() {
-            Ok(Some(init)) => {
-                let still_ours = || only_child().is_ok_and(|pid| pid == Some(init));
-                let _ = process::kill_checked(init, still_ours);
+        match only_child(self.spawner) {
+            Ok(Some(child)) => {
+                let below = match self.runtime {
+                    Some(_) => only_child(child).ok().flatten(),
+                    None => None,
+                };
+                // A runtime without a child has not come to its init yet, and must not.
+                let (parent, init) = below.map_or((self.spawner, child), |init| (child, init));
+                let still_ours = || only_child(parent).is_ok_and(|pid| pid == Some(init));
+                let _ = process::kill_checked(init.cast_signed(), still_ours);
             }
             Ok(None) => {}
             // A kernel that does not list children: end the spawner, and the run with it.

@@ -104,6 +104,10 @@ pub(super) fn judge(job: &Job, answer: Answer, usage: Usage, killed: Option<Kill
     } else {
         message = if done.stage == Stage::Killed {
             "the run's init was killed from outside".to_owned()
+        } else if done.stage == Stage::Runtime {
+            // What the runtime has to say is where the program's words would be.
+            let said = String::from_utf8_lossy(&answer.stderr);
+            format!("{} failed: {}", done.stage.doing(), said.trim())
         } else {
             let what = if done.stage == Stage::Exec { job.program.as_str() } else { "the run" };
             format!("{} failed for {what}: {}", done.stage.doing(), Errno(done.status))

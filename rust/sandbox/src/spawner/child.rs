@@ -27,11 +27,11 @@ impl Report {
         Self { stage: AtomicU8::new(stage as u8), status: AtomicI32::new(0) }
     }
 
-    fn enter(&self, stage: Stage) {
+    pub(super) fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::SeqCst);
     }
 
-    fn end(&self, status: i32) {
+    pub(super) fn end(&self, status: i32) {
         self.status.store(status, Ordering::SeqCst);
     }
 
@@ -106,7 +106,7 @@ fn set_up(call: &mut Init<'_>) -> Result<(), Errno> {
 }
 
 /// The program's process, until it is the program.
-fn program(call: &mut Program<'_>) -> ! {
+pub(super) fn program(call: &mut Program<'_>) -> ! {
     let errno = match become_program(call) {
         Ok(never) => match never {},
         Err(errno) => errno,
@@ -127,7 +127,10 @@ fn become_program(call: &mut Program<'_>) -> Result<Never, Errno> {
     call.report.enter(Stage::Descriptors);
     process::start_group()?;
     for (from, to) in call.standard.into_iter().zip(0..) {
-        descriptor::place_standard(from, to)?;
+        // A container's are in place.
+        if from != to {
+            descriptor::place_standard(from, to)?;
+        }
     }
     descriptor::close_on_exec_from(3)?;
     call.report.enter(Stage::User);

@@ -16,6 +16,9 @@
 //! the two keep in memory is charged there. All runs inherit the spawner's OOM score, the highest.
 
 mod child;
+mod container;
+mod container_init;
+mod container_world;
 mod files;
 mod order;
 mod setup;
@@ -26,8 +29,8 @@ use std::time::Duration;
 
 use crate::error::Step;
 use crate::protocol::{
-    ABSENT, CHECK, CONFIGURE, DONE, Disk, Done, FAILED, FETCHED, MAX_MESSAGE, MAX_PIECE,
-    NOT_A_FILE, PIECE, READY, RUN, STAGE, Stage, TOO_LONG,
+    ABSENT, CHECK, CONFIGURE, CONFIGURE_CONTAINER, DONE, Disk, Done, FAILED, FETCHED, MAX_MESSAGE,
+    MAX_PIECE, NOT_A_FILE, PIECE, READY, RUN, STAGE, Stage, TOO_LONG,
 };
 use crate::rootfs::Plan;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
@@ -37,8 +40,13 @@ use crate::sys::{Errno, descriptor, process, socket};
 use crate::wire::{Reader, Writer};
 use crate::{Error, Result};
 use child::{Init, Program, Report};
+use container::Container;
+pub(crate) use container_init::CAPABILITIES;
+pub use container_init::be_init;
+pub(crate) use container_world::{BUNDLE, INIT, STATE};
 use files::RunFiles;
 use order::Order;
+pub(crate) use setup::GROUP;
 
 /// Namespaces that are made for every run. An ipc namespace is made when a run has left something in the
 /// one before: making one costs 30 µs, and one in which nothing was made is as good as new.
@@ -54,6 +62,8 @@ struct Spawner<'a> {
     own_pidfd: OwnedFd,
     /// The cgroup (v2) that runs start in.
     cgroup: Option<OwnedFd>,
+    /// What runs are started by, if not by this process itself.
+    container: Option<Container>,
     /// The next run's file system, once there is one.
     files: Option<RunFiles>,
     /// What counts the sockets of the slot's network namespace, once it has one.
@@ -65,6 +75,29 @@ struct Spawner<'a> {
     /// What went wrong when staging, told when the run is asked for.
     staging_error: Option<Errno>,
     stacks: [Stack; 2],
+}
+
+/// What became of a run.
+#[derive(Clone, Copy)]
+struct Ran {
+    stage: Stage,
+    /// The wait status, or the error of the stage.
+    status: i32,
+    /// Processor time of those of its processes that were waited for.
+    used: Duration,
+    /// Processor time of what was started for it beside the program.
+    overhead: Duration,
+}
+
+impl Ran {
+    /// A run that came to `stage` and no further.
+    fn failed(stage: Stage, errno: Errno) -> Self {
+        Self { stage, status: errno.0, used: Duration::ZERO, overhead: Duration::ZERO }
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Serves the slot at the other end of `socket` until that is closed. `parent` is the slot's process.
@@ -126,6 +159,7 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
         sockets: None,
         is_worn_out: false,
         cgroup: None,
+        container: None,
         files: None,
         stale_ipc: false,
         staging_error: None,
@@ -160,17 +194,19 @@ impl Spawner<'_> {
                 let Some(plan) = Plan::read(&mut reader) else { return Ok(None) };
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
-                match setup::become_slot(&plan) {
-                    Ok(sockets) => {
-                        self.sockets = Some(sockets);
-                        self.send(&Writer::new(READY))?;
-                    }
-                    Err(error) => {
-                        let mut writer = Writer::new(FAILED);
-                        writer.string(&error.to_string().replace('\0', ""));
-                        self.send(&writer)?;
-                    }
-                }
+                let made = setup::become_slot(&plan);
+                let made = made.map(|sockets| self.sockets = Some(sockets));
+                self.tell(made)?;
+            }
+            Some(CONFIGURE_CONTAINER) => {
+                let [cgroup, ..] = descriptors;
+                self.cgroup = cgroup;
+                let Some(made) = Container::set_up(&mut reader) else { return Ok(None) };
+                let made = made.map(|(container, sockets)| {
+                    self.container = Some(container);
+                    self.sockets = Some(sockets);
+                });
+                self.tell(made)?;
             }
             Some(STAGE) => {
                 if self.stage(&mut reader).is_none() {
@@ -182,6 +218,18 @@ impl Spawner<'_> {
             _ => return Ok(None),
         }
         Ok(Some(()))
+    }
+
+    /// Tells how setting up went.
+    fn tell(&self, result: Result<()>) -> Result<()> {
+        match result {
+            Ok(()) => self.send(&Writer::new(READY)),
+            Err(error) => {
+                let mut writer = Writer::new(FAILED);
+                writer.string(&error.to_string().replace('\0', ""));
+                self.send(&writer)
+            }
+        }
     }
 
     fn send(&self, writer: &Writer) -> Result<()> {
@@ -214,6 +262,7 @@ impl Spawner<'_> {
         let start = process::monotonic();
         let busy = process::processor_time();
         let Some(disk) = Disk::read(reader) else { return Ok(None) };
+        let body = reader.rest();
         let Some(order) = Order::read(reader) else { return Ok(None) };
         let [Some(stdout), Some(stderr), stdin, None] = standard else { return Ok(None) };
         let prepared = self.prepare(disk, &order).and_then(|mount| {
@@ -221,19 +270,20 @@ impl Spawner<'_> {
             let empty = || descriptor::open(None, c"/dev/null", libc::O_RDONLY, 0);
             Ok((mount, stdin.map_or_else(empty, Ok)?))
         });
-        let (stage, status, used) = match prepared {
+        let ran = match prepared {
             Ok((mount, stdin)) => {
                 let standard = [&stdin, &stdout, &stderr].map(AsRawFd::as_raw_fd);
-                self.launch(&order, &mount, standard)
+                self.launch(&order, body, &mount, standard)
             }
-            Err(errno) => (Stage::Files, errno.0, Duration::ZERO),
+            Err(errno) => Ran::failed(Stage::Files, errno),
         };
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let (wall, used) = (nanos(process::monotonic().saturating_sub(start)), nanos(used));
+        let Ran { stage, status, .. } = ran;
+        let wall = nanoseconds(process::monotonic().saturating_sub(start));
         let mut files = Writer::default();
         self.fetch(&order, &mut files)?;
         self.clear();
-        let overhead = nanos(process::processor_time().saturating_sub(busy));
+        let busy = process::processor_time().saturating_sub(busy);
+        let (used, overhead) = (nanoseconds(ran.used), nanoseconds(ran.overhead + busy));
         let mut head = Writer::new(DONE);
         Done { stage, status, wall, used, overhead }.write(&mut head);
         socket::send(self.socket, [head.as_slice(), files.as_slice(), &[]], &[])
@@ -256,30 +306,35 @@ impl Spawner<'_> {
         files.mount_for_run()
     }
 
-    /// Runs the program and waits for its end: how it went, and the processor time of what was reaped.
+    /// Runs the program and waits for its end. `body` is what `order` was read from.
     fn launch(
         &mut self,
         order: &Order<'_>,
+        body: &[u8],
         mount: &OwnedFd,
         standard: [i32; 3],
-    ) -> (Stage, i32, Duration) {
+    ) -> Ran {
         let report = Report::new(Stage::Clone);
         let [stack, program_stack] = &mut self.stacks;
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        if let Some(container) = &mut self.container {
+            let places = (self.own_pidfd.as_fd(), cgroup);
+            return container.launch(body, mount, standard, places, stack);
+        }
         let mut init = Init {
             spawner: self.own_pidfd.as_fd(),
             files: mount.as_fd(),
             stack: program_stack,
             program: Program { order, standard, report: &report },
         };
-        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
         let placement = Placement { namespaces: FRESH, cgroup };
         let started = suspended_until_done(placement, stack, child::init, &mut init);
         match started.and_then(process::wait) {
             Ok(ended) => {
                 let (stage, status) = report.read();
-                (stage, status, ended.cpu_time)
+                Ran { stage, status, used: ended.cpu_time, overhead: Duration::ZERO }
             }
-            Err(errno) => (Stage::Clone, errno.0, Duration::ZERO),
+            Err(errno) => Ran::failed(Stage::Clone, errno),
         }
     }
 

@@ -7,17 +7,19 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::error::Step;
-use crate::rootfs::Plan;
+use crate::rootfs::{Bind, Plan};
 use crate::sys::credentials::{self, capability};
 use crate::sys::{self, descriptor, mount, process, seccomp};
 use crate::{Error, Result, seccomp as filter};
 
 /// Where the new root is put together: any directory that every host has. What was there is hidden
 /// from this process alone.
-const STAGING: &str = "/proc";
+pub(super) const STAGING: &str = "/proc";
 
 /// The group of every run, that of nobody's. Users differ from run to run.
-const GROUP: u32 = 65534;
+pub(crate) const GROUP: u32 = 65534;
+
+pub(super) const READ_ONLY: u64 = mount::attribute::READ_ONLY | mount::attribute::NO_SUID;
 
 /// Character devices of a run's /dev, all of major number 1.
 const DEVICES: [(&str, u32); 5] =
@@ -34,6 +36,16 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 /// Makes this process a slot's spawner: afterwards it sees only the slot's root and may do only what
 /// runs need. Returns the file that counts the sockets of the slot's network namespace.
 pub(super) fn become_slot(plan: &Plan) -> Result<OwnedFd> {
+    let sockets = make_namespaces()?;
+    limit_all_runs()?;
+    make_root(plan)?;
+    drop_privileges()?;
+    Ok(sockets)
+}
+
+/// Makes the namespaces that all runs of a slot share, or that its root is made in. Returns the file that
+/// counts the sockets of the slot's network namespace.
+pub(super) fn make_namespaces() -> Result<OwnedFd> {
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWUTS
@@ -42,54 +54,89 @@ pub(super) fn become_slot(plan: &Plan) -> Result<OwnedFd> {
     process::unshare(namespaces).step(|| "make the slot's namespaces".into())?;
     mount::make_all_private().step(|| "make mounts private".into())?;
     process::set_host_name("sandbox").step(|| "name the host".into())?;
+    let sockets = fs::File::open("/proc/self/net/sockstat").step(|| "open sockstat".into())?;
+    Ok(sockets.into())
+}
+
+/// Sets the limits that are the same for every run, which inherits them.
+pub(super) fn limit_all_runs() -> Result<()> {
     // Where the kernel pipes a crash's dump to a program of the host, it starts that program whatever the
     // limit, except for a limit of 1.
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    let sockets = fs::File::open("/proc/self/net/sockstat").step(|| "open sockstat".into())?;
-    make_root(plan)?;
-    drop_privileges(pattern.starts_with(['|', '@']))?;
-    Ok(sockets.into())
+    let core = u64::from(pattern.starts_with(['|', '@']));
+    let none = [libc::RLIMIT_MEMLOCK, libc::RLIMIT_NICE, libc::RLIMIT_RTPRIO];
+    for (resource, value) in
+        none.map(|each| (each, 0)).into_iter().chain([(libc::RLIMIT_CORE, core)])
+    {
+        credentials::limit_resource(resource, value, value).step(|| "set a limit".into())?;
+    }
+    Ok(())
 }
 
 fn make_root(plan: &Plan) -> Result<()> {
     // The views are taken before the staging directory hides anything.
-    let read_only = mount::attribute::READ_ONLY | mount::attribute::NO_SUID;
-    let mut views = Vec::with_capacity(plan.binds.len());
-    for bind in &plan.binds {
-        let step = || format!("bind {}", bind.source.display());
-        let view = mount::view(&path_string(&bind.source)?).step(step)?;
-        mount::set_attributes(view.as_fd(), read_only | mount::attribute::NO_DEV).step(step)?;
-        views.push((view, bind));
-    }
-    let copies = plan.copies.iter().map(|copy| (read_tree(&copy.source), &copy.target));
-    let copies: Vec<_> = copies.collect();
+    let parts = Parts::collect(plan)?;
+    let root = new_root()?;
+    enter_staging(&root)?;
+    parts.put_together(Path::new(STAGING))?;
+    mount::set_attributes(root.as_fd(), READ_ONLY).step(|| "make the root read-only".into())?;
+    mount::pivot_into_working_directory().step(|| "change to the root".into())
+}
 
+/// An empty file system for a root, mounted nowhere.
+pub(super) fn new_root() -> Result<OwnedFd> {
     let options = [(c"size", c"16m"), (c"nr_inodes", c"16k"), (c"mode", c"755")];
-    let root = mount::detached(c"tmpfs", &options, mount::attribute::NO_SUID)
-        .step(|| "make the root".into())?;
+    mount::detached(c"tmpfs", &options, mount::attribute::NO_SUID).step(|| "make the root".into())
+}
+
+/// Attaches a root where it is put together and makes that the working directory.
+pub(super) fn enter_staging(root: &OwnedFd) -> Result<()> {
     let staging = path_string(Path::new(STAGING))?;
     mount::attach(root.as_fd(), &staging).step(|| "attach the root".into())?;
-    descriptor::change_directory(&staging).step(|| "enter the root".into())?;
+    descriptor::change_directory(&staging).step(|| "enter the root".into())
+}
 
-    let here = Path::new(STAGING);
-    for directory in ["dev", "etc", "proc", "tmp"] {
-        fs::create_dir(here.join(directory)).step(|| format!("make /{directory}"))?;
+/// What a root is made of, taken from the host.
+pub(super) struct Parts<'a> {
+    plan: &'a Plan,
+    views: Vec<(OwnedFd, &'a Bind)>,
+    copies: Vec<(Tree, &'a str)>,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes them.
+    pub(super) fn collect(plan: &'a Plan) -> Result<Self> {
+        let mut views = Vec::with_capacity(plan.binds.len());
+        for bind in &plan.binds {
+            let step = || format!("bind {}", bind.source.display());
+            let view = mount::view(&path_string(&bind.source)?).step(step)?;
+            mount::set_attributes(view.as_fd(), READ_ONLY | mount::attribute::NO_DEV).step(step)?;
+            views.push((view, bind));
+        }
+        let copies = plan.copies.iter().map(|copy| (read_tree(&copy.source), &*copy.target));
+        Ok(Self { plan, views, copies: copies.collect() })
     }
-    make_devices(here)?;
-    for (path, says) in &plan.links {
-        symlink(says, inside(here, path)?).step(|| format!("link {path}"))?;
+
+    /// Puts them together in the empty directory `here`.
+    pub(super) fn put_together(self, here: &Path) -> Result<()> {
+        for directory in ["dev", "etc", "proc", "tmp"] {
+            fs::create_dir(here.join(directory)).step(|| format!("make /{directory}"))?;
+        }
+        make_devices(here)?;
+        for (path, says) in &self.plan.links {
+            symlink(says, inside(here, path)?).step(|| format!("link {path}"))?;
+        }
+        for (path, content) in &self.plan.files {
+            fs::write(inside(here, path)?, content).step(|| format!("write {path}"))?;
+        }
+        for (tree, target) in self.copies {
+            write_tree(&tree, &inside(here, target)?).step(|| format!("copy {target}"))?;
+        }
+        for (view, bind) in self.views {
+            attach_view(&view, &bind.source, &inside(here, &bind.target)?)?;
+        }
+        Ok(())
     }
-    for (path, content) in &plan.files {
-        fs::write(inside(here, path)?, content).step(|| format!("write {path}"))?;
-    }
-    for (tree, target) in copies {
-        write_tree(&tree, &inside(here, target)?).step(|| format!("copy {target}"))?;
-    }
-    for (view, bind) in views {
-        attach_view(&view, &bind.source, &inside(here, &bind.target)?)?;
-    }
-    mount::set_attributes(root.as_fd(), read_only).step(|| "make the root read-only".into())?;
-    mount::pivot_into_working_directory().step(|| "change to the root".into())
 }
 
 fn make_devices(root: &Path) -> Result<()> {
@@ -178,24 +225,16 @@ fn inside(root: &Path, path: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn path_string(path: &Path) -> Result<CString> {
+pub(super) fn path_string(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_encoded_bytes())
         .map_err(|_| Error::invalid("path", path.display(), "no NUL in it"))
 }
 
 /// Keeps what making a run needs, for as long as it is the spawner's: programs get nothing of it.
-fn drop_privileges(core_dumps_are_piped: bool) -> Result<()> {
+fn drop_privileges() -> Result<()> {
     let key = process::random_words().step(|| "draw the setup key".into())?[0];
     credentials::leave_groups().step(|| "leave groups".into())?;
     credentials::set_group(GROUP).step(|| "change to the runs' group".into())?;
-    // What is the same for every run is inherited from here.
-    let core = if core_dumps_are_piped { 1 } else { 0 };
-    let none = [libc::RLIMIT_MEMLOCK, libc::RLIMIT_NICE, libc::RLIMIT_RTPRIO];
-    for (resource, value) in
-        none.map(|each| (each, 0)).into_iter().chain([(libc::RLIMIT_CORE, core)])
-    {
-        credentials::limit_resource(resource, value, value).step(|| "set a limit".into())?;
-    }
     credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;
     let keep = [
         capability::CHOWN,

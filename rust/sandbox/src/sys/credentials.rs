@@ -49,6 +49,23 @@ pub fn drop_bounding_set() -> Result<()> {
     Ok(())
 }
 
+/// Takes `capability` out of the bounding set.
+pub fn drop_from_bounding_set(capability: u32) -> Result<()> {
+    let arguments = [libc::PR_CAPBSET_DROP as usize, capability as usize, 0, 0, 0, 0];
+    // SAFETY: plain integers.
+    unsafe { syscall(libc::SYS_prctl, arguments) }?;
+    Ok(())
+}
+
+/// Whether exec grants nothing any more and a seccomp filter holds this process.
+pub fn is_confined() -> Result<bool> {
+    let ask = |option: i32| {
+        // SAFETY: neither option takes an argument.
+        unsafe { syscall(libc::SYS_prctl, [option as usize, 0, 0, 0, 0, 0]) }
+    };
+    Ok(ask(libc::PR_GET_NO_NEW_PRIVS)? == 1 && ask(libc::PR_GET_SECCOMP)? == 2)
+}
+
 /// The capabilities this process has in effect, as bits.
 pub fn effective_capabilities() -> Result<u64> {
     let header = [LINUX_CAPABILITY_VERSION_3, 0];
@@ -84,6 +101,8 @@ pub mod capability {
     pub const SETGID: u32 = 6;
     /// Change users.
     pub const SETUID: u32 = 7;
+    /// Take capabilities out of the bounding set.
+    pub const SETPCAP: u32 = 8;
     /// Namespaces and mounts.
     pub const SYS_ADMIN: u32 = 21;
     /// Raise limits, lower OOM scores.

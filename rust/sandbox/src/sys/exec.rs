@@ -21,6 +21,10 @@ impl<'a> Strings<'a> {
         pointers.push(ptr::null());
         Self { pointers, owners: PhantomData }
     }
+
+    pub(super) fn as_ptr(&self) -> *const *const libc::c_char {
+        self.pointers.as_ptr()
+    }
 }
 
 /// Replaces this process by `program`; returns only if that failed.

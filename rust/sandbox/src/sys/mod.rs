@@ -15,6 +15,7 @@ pub mod descriptor;
 pub mod exec;
 pub mod mount;
 pub mod process;
+pub mod program;
 mod raw;
 pub mod seccomp;
 pub mod socket;

@@ -129,6 +129,14 @@ pub fn mount_processes(target: &CStr) -> Result<()> {
     Ok(())
 }
 
+/// Takes away the mount that lies on `target`; it ends when nobody uses it any more.
+pub fn detach(target: &CStr) -> Result<()> {
+    let flags = word(libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW);
+    // SAFETY: the string ends in NUL and outlives the call.
+    unsafe { syscall(libc::SYS_umount2, [target.as_ptr() as usize, flags, 0, 0, 0, setup_key()]) }?;
+    Ok(())
+}
+
 /// Makes the working directory, which must be a mount, the root, and drops the old root.
 pub fn pivot_into_working_directory() -> Result<()> {
     let here = c".".as_ptr() as usize;

@@ -1,0 +1,97 @@
+//! The configuration of a container: the OCI runtime specification's `config.json`.
+
+use serde_json::{Value, json};
+
+use crate::seccomp;
+use crate::spawner::{CAPABILITIES, GROUP, INIT};
+use crate::sys::seccomp::Instruction;
+
+/// The configuration of every run of a slot whose filter knows init by `key`.
+///
+/// Only what is fresh in each run is asked for: the pid, mount and ipc namespaces, and /proc. The other
+/// namespaces are those that crun is started in, and /tmp lies in the root already when it is
+/// started. Limits and the user are set by the container's init, since they differ from run to run.
+pub(super) fn config(key: u64) -> String {
+    let capabilities: Vec<&str> = CAPABILITIES.iter().map(|&(name, _)| name).collect();
+    let namespaces: Vec<Value> =
+        ["pid", "mount", "ipc"].iter().map(|kind| json!({ "type": kind })).collect();
+    let filter = seccomp::compile(seccomp::RULES, key);
+    json!({
+        "ociVersion": "1.0.0",
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": GROUP },
+            "args": [INIT, "init"],
+            "env": [],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
+            },
+            "noNewPrivileges": true,
+        },
+        "root": { "path": "rootfs", "readonly": true },
+        "mounts": [{
+            "destination": "/proc",
+            "type": "proc",
+            "source": "proc",
+            "options": ["ro", "nosuid", "nodev", "noexec", "hidepid=2", "subset=pid"],
+        }],
+        "linux": { "namespaces": namespaces },
+        "annotations": { "run.oci.seccomp_bpf_data": base64(&bytes(&filter)) },
+    })
+    .to_string()
+}
+
+/// The program as the kernel takes it: an array of struct sock_filter.
+fn bytes(filter: &[Instruction]) -> Vec<u8> {
+    filter
+        .iter()
+        .flat_map(|step| {
+            let [code_low, code_high] = step.code.to_ne_bytes();
+            let [a, b, c, d] = step.constant.to_ne_bytes();
+            [code_low, code_high, step.jump_true, step.jump_false, a, b, c, d]
+        })
+        .collect()
+}
+
+/// `bytes` in the alphabet of RFC 4648, padded.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
+        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            let index = (word >> (18 - 6 * place) & 63) as usize;
+            let letter = ALPHABET.get(index).copied().unwrap_or(b'A');
+            text.push(if place > chunk.len() { '=' } else { letter as char });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        let cases =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
+        for (plain, coded) in cases {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xbf]), "+/+/");
+    }
+
+    #[test]
+    fn the_filter_is_in_the_annotation_as_the_kernel_takes_it() {
+        let config: Value = serde_json::from_str(&config(7)).unwrap();
+        let data = config["annotations"]["run.oci.seccomp_bpf_data"].as_str().unwrap();
+        let filter = seccomp::compile(seccomp::RULES, 7);
+        assert_eq!(data.len(), (filter.len() * 8).div_ceil(3) * 4);
+        assert_eq!(config["process"]["noNewPrivileges"], true);
+    }
+}
