@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sandboxes import groups, need, run_processes, spawners
+from sandboxes import RUNNERS, groups, need, run_processes, spawners
 
 from k15core.errors import InvalidInputError, SandboxError
 from k15core.sandbox import Limits, Sandbox, Submission
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    need()
-    with Sandbox(slots=2) as sandbox:
+@pytest.fixture(scope="module", params=RUNNERS)
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    need(request.param)
+    with Sandbox(slots=2, runner=request.param) as sandbox:
         yield sandbox
 
 
@@ -163,8 +163,9 @@ def test_a_spawner_killed_in_the_middle_of_a_run_costs_no_verdict(sandbox: Sandb
     assert asyncio.run(kill_in_the_middle()) == [b"here\n"] * 2
 
 
-def test_closing_leaves_nothing() -> None:
-    need()
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_closing_leaves_nothing(runner: str) -> None:
+    need(runner)
     kept = (spawners(), groups())
 
     def fail(sandbox: Sandbox) -> None:
@@ -172,7 +173,7 @@ def test_closing_leaves_nothing() -> None:
             sandbox.run("sleep 100 & echo 1", language="bash")
             raise ZeroDivisionError
 
-    sandbox = Sandbox(slots=1)
+    sandbox = Sandbox(slots=1, runner=runner)
     with pytest.raises(ZeroDivisionError):
         fail(sandbox)
     assert (spawners(), groups()) == kept
@@ -200,7 +201,7 @@ def test_a_forked_child_cannot_use_its_parents_sandbox(sandbox: Sandbox) -> None
 KILLED = """
 import sys, threading
 from k15core.sandbox import Limits, Sandbox
-sandbox = Sandbox(slots=2, least_slots=2)
+sandbox = Sandbox(slots=2, least_slots=2, runner=sys.argv[1])
 limits = Limits(wall_seconds=60)
 for _ in range(2):
     run = lambda: sandbox.run("sleep 60 & sleep 60", language="bash", limits=limits)
@@ -210,9 +211,11 @@ threading.Event().wait()
 """
 
 
-def test_a_killed_parent_leaves_nothing() -> None:
-    need()
-    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE) as parent:
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_killed_parent_leaves_nothing(runner: str) -> None:
+    need(runner)
+    command = [sys.executable, "-c", KILLED, runner]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"
         pattern = f"k15core-{parent.pid}-*"

@@ -11,11 +11,14 @@ const OLDEST: (u32, u32) = (1, 8);
 /// Where it is looked for after PATH.
 const USUAL: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/sbin"];
 
-/// The path of crun.
+/// The path of crun on this host.
 pub(super) fn find() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .chain(USUAL.iter().map(PathBuf::from))
+    find_in(std::env::split_paths(&path).chain(USUAL.iter().map(PathBuf::from)))
+}
+
+fn find_in(directories: impl Iterator<Item = PathBuf>) -> Result<PathBuf> {
+    let found = directories
         .map(|directory| directory.join("crun"))
         .find(|path| path.is_absolute() && path.is_file());
     let remedy = "Install it (Debian, Ubuntu: apt-get install crun; Fedora: dnf install crun), or use \
@@ -46,7 +49,14 @@ fn parse(said: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{find_in, parse};
+
+    #[test]
+    fn what_is_missing_is_named_with_the_way_to_get_it() {
+        let message = find_in(std::iter::once("/nowhere".into())).unwrap_err().to_string();
+        let start = "crun, the container runtime, is missing. Install it (Debian, Ubuntu: apt-get";
+        assert!(message.starts_with(start), "{message}");
+    }
 
     #[test]
     fn versions_are_read() {
