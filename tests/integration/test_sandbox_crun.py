@@ -31,13 +31,13 @@ def children(pid: int) -> list[int]:
 
 
 def runtimes() -> list[int]:
-    """The live runtimes of this process's spawners (each is a pair, of which the inner starts runs)."""
+    """The live runtimes of this process's spawners: each is a pair, the inner one starts runs."""
     found = [below for pid in spawners() for inner in children(pid) for below in children(inner)]
     return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text() != "k15-spawner\n"]
 
 
 def on_the_host() -> dict[str, list[str]]:
-    """What crun might leave: mounts in this process's namespace, states, bundles, copies of itself."""
+    """What crun might leave: mounts in this process's namespace, states, copies of itself."""
     return {
         "mounts": Path("/proc/self/mountinfo").read_text().splitlines(),
         "states": sorted(str(path) for path in Path("/run").glob("crun/*")),

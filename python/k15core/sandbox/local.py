@@ -56,6 +56,9 @@ class Sandbox:
     /tmp/work). It has no capabilities, a user of its own, and a list of system calls that it may
     make. Nothing of one run is visible to the next.
 
+    `runner` is how a run is started: "direct" by the kernel's own calls, "crun" as an OCI container
+    by crun 1.8 or newer, with the same walls and limits; "auto" takes the direct one.
+
     `slots` is how many runs there can be at once; one slot is made in advance (`least_slots`), the
     others when they are needed, and given up again when they are not. `root` is a directory with
     another root file system; `binds` shows further files or directories of the host, read-only: a
