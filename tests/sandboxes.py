@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -69,9 +70,13 @@ def run_processes(owner: int | None = None) -> list[str]:
     return found
 
 
-def groups() -> list[Path]:
-    """Directories of pools of this process in the host's cgroups."""
-    return sorted(Path("/sys/fs/cgroup").rglob(f"k15core-{_own_pid()}-*"))
+def groups(owner: int | None = None) -> list[Path]:
+    """Directories of pools of process `owner` (this) in the host's cgroups."""
+    start = f"k15core-{owner or _own_pid()}-"
+    # Not by rglob, which fails when a directory of somebody else's goes while it looks.
+    walk = os.walk("/sys/fs/cgroup")
+    found = (Path(at, name) for at, names, _ in walk for name in names if name.startswith(start))
+    return sorted(found)
 
 
 def _own_pid() -> int:

@@ -19,7 +19,7 @@ pub(crate) const STATE: &str = "/state";
 /// The container's init, in the run's root. Only root may read or execute it.
 pub(crate) const INIT: &str = "/.k15-init";
 /// Where a run's own file system is attached.
-pub(super) const RUN_FILES: &CStr = c"/bundle/rootfs/tmp";
+pub(super) const RUN_FILES: &CStr = c"/bundle/tree/tmp";
 
 /// Moves this process into a root made by `world` for the runtime, with a bundle of the run's root, made
 /// by `root`, and of `config` in it. Returns the runtime as a sealed copy, and the file that counts the
@@ -47,7 +47,7 @@ pub(super) fn make_world(
     outer.put_together(here)?;
     let below = |path: &str| here.join(path.trim_start_matches('/'));
     // crun tells versions of cgroups apart by what lies there, also when it is to leave them alone.
-    for directory in ["/sys/fs/cgroup", STATE, "/bundle/rootfs"] {
+    for directory in ["/sys/fs/cgroup", STATE, "/bundle/tree"] {
         fs::create_dir_all(below(directory)).step(|| format!("make {directory}"))?;
     }
     fs::set_permissions(below(BUNDLE), Permissions::from_mode(0o700))
@@ -56,7 +56,7 @@ pub(super) fn make_world(
     mount::attach(processes.as_fd(), &path_string(&here.join("proc"))?)
         .step(|| "attach /proc".into())?;
     let inner_root = setup::new_root()?;
-    let rootfs = below("/bundle/rootfs");
+    let rootfs = below("/bundle/tree");
     mount::attach(inner_root.as_fd(), &path_string(&rootfs)?)
         .step(|| "attach the run's root".into())?;
     inner.put_together(&rootfs)?;

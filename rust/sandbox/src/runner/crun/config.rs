@@ -31,7 +31,7 @@ pub(super) fn config(key: u64) -> String {
             },
             "noNewPrivileges": true,
         },
-        "root": { "path": "rootfs", "readonly": true },
+        "root": { "path": "tree", "readonly": true },
         "mounts": [{
             "destination": "/proc",
             "type": "proc",
