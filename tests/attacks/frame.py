@@ -76,7 +76,7 @@ def python(body: str) -> str:
 
 
 def c(body: str) -> str:
-    """The same in C: `attempt(what, call)` and `refused(what, call)` take a call that returns -1."""
+    """The same in C: `attempt(what, call)`, `refused(what, call)` take a call that returns -1."""
     return _PROGRAMS.joinpath("prelude.h").read_text() + body
 
 
