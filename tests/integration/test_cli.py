@@ -61,6 +61,7 @@ def test_dry_run_prints_a_recipe_that_runs(
         (["rollout.engine.slots=0"], "slots = 0: expected"),
         (["rollout.repetition={min_repeat: 3}"], "min_repeat"),
         (["sampling={rule: luck}"], "rule"),
+        (["train.prompts=100000"], "train.prompts = 100000: expected at most"),
         (["evaluation.prompts=100000"], "evaluation.prompts = 100000: expected at most 560"),
         (["model={directory: /nowhere}"], "/nowhere"),
         (["model.new.model_type=mamba"], "mamba"),

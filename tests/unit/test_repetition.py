@@ -111,6 +111,11 @@ def test_bad_input_is_named() -> None:
     )
     assert refused(detector.reset, -1) == "stream = -1: expected a slot, counted from 0"
     assert refused(detector.extend, 2, tokens(1)) == "stream = 2: expected a slot from 0 to 1"
+    for wrong in (tokens(1).astype(np.int64), tokens(1)[None], [1]):
+        message = refused(detector.push_many, np.array([0]), wrong)
+        assert message.startswith("tokens = ")
+        assert message.endswith(": expected a one-dimensional array of int32")
+        assert refused(detector.extend, 0, wrong) == message
     outside, short = np.array([0, 5]), np.array([0])
     assert (
         refused(detector.push_many, outside, tokens(1, 2))

@@ -270,6 +270,26 @@ def test_rest_trains_as_plain_imitation() -> None:
     )
 
 
+def test_a_temperature_is_a_head_divided_by_it() -> None:
+    """The policy that is trained is the one that was sampled from: softmax(logits / T)."""
+    batch, advantages, old = work()
+    colder = model()
+    with torch.no_grad():
+        colder.head.div_(0.7)
+    want, wanted = (
+        trainer(colder).log_probs(batch),
+        accumulated(batch, advantages, old, net=colder)[0],
+    )
+    np.testing.assert_allclose(trainer(temperature=0.7).log_probs(batch), want, rtol=0, atol=1e-5)
+    got, _ = accumulated(batch, advantages, old, temperature=0.7)
+    got["lm_head.weight"] = got["lm_head.weight"] * np.float32(0.7)
+    same(got, wanted, atol=1e-5)
+    # Greedy rollouts record the plain softmax.
+    np.testing.assert_array_equal(
+        trainer(temperature=0).log_probs(batch), trainer().log_probs(batch)
+    )
+
+
 def test_negative_advantages_push_down() -> None:
     batch, _, _ = work()
     made = trainer(learning_rate=1e-3)
@@ -476,6 +496,7 @@ def test_bad_steps_are_refused(arguments: dict[str, object], message: str) -> No
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"max_gradient_norm": 0.0}, "max_gradient_norm is 0.0"),
         ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:

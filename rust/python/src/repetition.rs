@@ -3,10 +3,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k15_core::repetition::{Detector, Kind, Loop, Near, Settings};
-use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 use pyo3::sync::{MutexExt, PyOnceLock};
 
+use crate::argument::column;
 use crate::error::{CoreError, Result};
 
 /// From this many tokens on a call lets other Python threads run. Below, waiting to get the
@@ -72,11 +72,12 @@ impl RepetitionDetector {
     fn push_many<'py>(
         &self,
         py: Python<'py>,
-        streams: PyReadonlyArray1<'py, i64>,
-        tokens: PyReadonlyArray1<'py, i32>,
+        streams: &Bound<'py, PyAny>,
+        tokens: &Bound<'py, PyAny>,
     ) -> PyResult<Vec<(usize, Bound<'py, PyAny>)>> {
         // Another thread may write to the arrays while the interpreter is released: hence copies.
-        let (streams, tokens) = (streams.as_array().to_vec(), tokens.as_array().to_vec());
+        let streams = column::<i64>("streams", streams, "int64")?.values().into_owned();
+        let tokens = column::<i32>("tokens", tokens, "int32")?.values().into_owned();
         let found = if tokens.len() < LONG {
             self.attached(py).push_many(&streams, &tokens)
         } else {
@@ -91,10 +92,10 @@ impl RepetitionDetector {
         &self,
         py: Python<'py>,
         stream: i64,
-        tokens: PyReadonlyArray1<'py, i32>,
+        tokens: &Bound<'py, PyAny>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let stream = slot(stream)?;
-        let tokens = tokens.as_array().to_vec();
+        let tokens = column::<i32>("tokens", tokens, "int32")?.values().into_owned();
         let found = if tokens.len() < LONG {
             self.attached(py).extend(stream, &tokens)
         } else {
