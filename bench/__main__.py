@@ -7,7 +7,15 @@ import sys
 
 from bench.harness import Entry, table, write_summary
 
-CLAIMS = ["import_cost", "repetition", "sampler", "rollout_partial", "store", "loop_train"]
+CLAIMS = [
+    "import_cost",
+    "repetition",
+    "sampler",
+    "rollout_partial",
+    "store",
+    "sandbox_direct",
+    "loop_train",
+]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""
 
 

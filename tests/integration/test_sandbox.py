@@ -182,6 +182,19 @@ def test_closing_leaves_nothing(runner: str) -> None:
     sandbox.close()
 
 
+def test_closing_twice_leaves_the_next_sandbox_alone() -> None:
+    need()
+    first = Sandbox(slots=1)
+    first.close()
+    with Sandbox(slots=1) as second:
+        made = (spawners(), groups())
+        first.close()
+        del first
+        assert (spawners(), groups()) == made
+        assert second.run("echo here", language="bash").stdout == b"here\n"
+        assert (spawners(), groups()) == made
+
+
 def test_a_forked_child_cannot_use_its_parents_sandbox(sandbox: Sandbox) -> None:
     sandbox.run("", language="bash")
     before = spawners()

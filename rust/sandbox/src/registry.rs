@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cgroup::Host;
@@ -21,6 +22,8 @@ const HEAD: &str = "k15core pool 1";
 /// A pool's entry.
 pub(crate) struct Entry {
     path: PathBuf,
+    /// Once it is, the path may be another pool's.
+    closed: AtomicBool,
     /// The pool's directory name in each hierarchy.
     pub(crate) name: String,
 }
@@ -44,7 +47,7 @@ impl Entry {
                 text += &format!("{}\n", own.join(&name).display());
             }
             file.write_all(text.as_bytes()).step(|| format!("write {}", path.display()))?;
-            return Ok(Self { path, name });
+            return Ok(Self { path, closed: AtomicBool::new(false), name });
         }
         Err(Error::system("enter the pool", std::io::Error::from_raw_os_error(libc::EEXIST)))
     }
@@ -54,9 +57,11 @@ impl Entry {
         &self.path
     }
 
-    /// Removes what the pool has made, which must be empty by now, and its entry.
+    /// Removes what the pool has made, which must be empty by now, and its entry. Only the first call does.
     pub(crate) fn close(&self) {
-        clean(&self.path);
+        if !self.closed.swap(true, Ordering::SeqCst) {
+            clean(&self.path);
+        }
     }
 }
 
