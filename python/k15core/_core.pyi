@@ -462,6 +462,8 @@ class SandboxPool:
         root: str | PathLike[str] | None,
         binds: Sequence[tuple[str | PathLike[str], str]],
         languages: Sequence[str],
+        warm_modules: Sequence[str],
+        warm_runs: int,
         allow_unenforced: Sequence[str],
     ) -> Self: ...
     def run(self, submission: dict[str, object]) -> dict[str, Any]:

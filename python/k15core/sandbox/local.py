@@ -57,7 +57,17 @@ class Sandbox:
     make. Nothing of one run is visible to the next.
 
     `runner` is how a run is started: "direct" by the kernel's own calls, "crun" as an OCI container
-    by crun 1.8 or newer, with the same walls and limits; "auto" takes the direct one.
+    by crun 1.8 or newer, with the same walls and limits; "warm" by a copy of an interpreter that
+    has started already, for programs in `python`, and the direct way for all others; "auto" takes
+    the direct one.
+
+    The interpreters of the warm runner have imported what programs use most, and `warm_modules`
+    (numpy, say), which must be there and start no threads. Each serves `warm_runs` runs, one after
+    the other, and is then replaced by one that was started meanwhile. These runs share what an
+    interpreter draws when it starts, the seed of `hash` for strings and its addresses; `random` and
+    `numpy.random` are seeded anew in every run. `warm_runs=1` makes all of it fresh, at the price
+    of a start for every run, beside the run before. `rust/sandbox/src/spawner/zygote.py` has what
+    else a program can tell.
 
     `slots` is how many runs there can be at once; one slot is made in advance (`least_slots`), the
     others when they are needed, and given up again when they are not. `root` is a directory with
@@ -87,6 +97,8 @@ class Sandbox:
         root: str | os.PathLike[str] | None = None,
         binds: Mapping[str, str | os.PathLike[str]] | None = None,
         languages: Sequence[str | os.PathLike[str]] = (),
+        warm_modules: Sequence[str] = (),
+        warm_runs: int = 64,
         allow_unenforced: Sequence[str] = (),
     ) -> None:
         self._slots = slots if slots is not None else os.cpu_count() or 1
@@ -99,6 +111,8 @@ class Sandbox:
             root=None if root is None else os.fspath(root),
             binds=bind_list(binds),
             languages=[read_table(path) for path in languages],
+            warm_modules=list(warm_modules),
+            warm_runs=_count("warm_runs", warm_runs),
             allow_unenforced=list(allow_unenforced),
         )
         self._threads: ThreadPoolExecutor | None = None

@@ -43,7 +43,7 @@ pub struct SandboxPool {
 #[pymethods]
 impl SandboxPool {
     #[new]
-    #[pyo3(signature = (spawner, *, runner, slots, least_slots, limits, root, binds, languages, allow_unenforced))]
+    #[pyo3(signature = (spawner, *, runner, slots, least_slots, limits, root, binds, languages, warm_modules, warm_runs, allow_unenforced))]
     #[expect(clippy::too_many_arguments, reason = "keywords, each with its own meaning")]
     fn new(
         py: Python<'_>,
@@ -55,6 +55,8 @@ impl SandboxPool {
         root: Option<PathBuf>,
         binds: Vec<(PathBuf, String)>,
         languages: Vec<String>,
+        warm_modules: Vec<String>,
+        warm_runs: u32,
         allow_unenforced: Vec<String>,
     ) -> PyResult<Self> {
         let options = Options {
@@ -66,6 +68,8 @@ impl SandboxPool {
             root: root.map_or(Source::Host, Source::Directory),
             binds: read_binds(binds),
             languages,
+            warm_modules,
+            warm_runs,
             allow_unenforced,
         };
         let sandbox = py.detach(|| Sandbox::open(&options).map_err(Fault))?;

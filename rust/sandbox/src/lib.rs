@@ -29,6 +29,9 @@
 //! 6. The spawner goes on, hands out wanted files, answers, and drops the tmpfs. The slot reads what is in
 //!    the pipes and the accounts, and `slot/verdict.rs` judges.
 //!
+//! In a slot of the warm runner a zygote, an interpreter that the spawner has started, takes steps 3 and 4
+//! from init on (`spawner/zygote.rs`).
+//!
 //! # Who owns what
 //!
 //! The pool's keeper thread opens slots, because the kernel kills a spawner when the thread that started

@@ -6,6 +6,8 @@
 //! | [`CONFIGURE_CONTAINER`] | the same with what a container runtime needs | [`READY`] or [`FAILED`] |
 //! | [`STAGE`] | a piece of an input file, for the run that comes next | nothing |
 //! | [`RUN`] | the program, small files, limits; stdin, stdout, stderr as descriptors | [`PIECE`]s, [`DONE`] |
+//! | [`WARM`] | what zygotes are made of, the first time: start one that serves later | nothing |
+//! | [`SWITCH`] | nothing: let it serve from here on | [`READY`] with its processes, or [`FAILED`] |
 //! | [`CHECK`] | nothing: are you well? | [`READY`] |
 //!
 //! One message each way is all that a usual run takes. The spawner is suspended while a run lives and
@@ -25,6 +27,8 @@ pub(crate) const STAGE: u8 = 2;
 pub(crate) const RUN: u8 = 3;
 pub(crate) const CHECK: u8 = 4;
 pub(crate) const CONFIGURE_CONTAINER: u8 = 5;
+pub(crate) const WARM: u8 = 6;
+pub(crate) const SWITCH: u8 = 7;
 
 pub(crate) const READY: u8 = 1;
 pub(crate) const FAILED: u8 = 2;

@@ -9,14 +9,14 @@ use crate::cgroup::Host;
 use crate::compiled::{Artifacts, Cache};
 use crate::language::{Languages, LimitChanges, Ready};
 use crate::rootfs::{Bind, Plan, Source};
-use crate::runner::{Crun, Direct, Runner, Users};
+use crate::runner::{Crun, Direct, Runner, Users, Warm, Warmth};
 use crate::{
     Error, InputFile, Job, Limits, Outcome, Pool, Result, Verdict, janitor::Janitor, parallel,
     registry,
 };
 
 /// The names of the runners.
-pub const RUNNERS: &[&str] = &["direct", "crun"];
+pub const RUNNERS: &[&str] = &["direct", "crun", "warm"];
 
 /// What a sandbox is made from.
 #[derive(Clone, Debug)]
@@ -37,6 +37,10 @@ pub struct Options {
     pub binds: Vec<Bind>,
     /// Tables of languages in TOML, over the built-in one.
     pub languages: Vec<String>,
+    /// Modules that the `warm` runner imports in advance besides its own list; they must be there.
+    pub warm_modules: Vec<String>,
+    /// How many runs of the `warm` runner one started interpreter serves: they share its hash seed.
+    pub warm_runs: u32,
     /// Names of [`capability::OPTIONAL`] limits that this host need not hold.
     pub allow_unenforced: Vec<String>,
 }
@@ -54,6 +58,8 @@ impl Options {
             root: Source::default(),
             binds: Vec::new(),
             languages: Vec::new(),
+            warm_modules: Vec::new(),
+            warm_runs: 64,
             allow_unenforced: Vec::new(),
         }
     }
@@ -123,16 +129,14 @@ impl Sandbox {
         let entry = registry::Entry::new(&host)?;
         let janitor = Janitor::start(&options.spawner, entry.path())?;
         let users = Arc::new(Users::of_process(std::process::id()));
+        let name = entry.name.clone();
+        let spawner = options.spawner.clone();
         let runner: Box<dyn Runner> = match options.runner.as_str() {
-            "auto" | "direct" => Box::new(Direct::new(
-                options.spawner.clone(),
-                plan,
-                host,
-                entry.name.clone(),
-                users,
-            )),
-            "crun" => {
-                Box::new(Crun::new(options.spawner.clone(), plan, host, entry.name.clone(), users)?)
+            "auto" | "direct" => Box::new(Direct::new(spawner, plan, host, name, users)),
+            "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
+            "warm" => {
+                let direct = Direct::new(spawner, plan, host, name, users);
+                Box::new(Warm::new(direct, warmth(&languages, options)?))
             }
             other => {
                 let expected = format!("one of auto, {}", RUNNERS.join(", "));
@@ -305,6 +309,16 @@ impl Drop for Sandbox {
 fn languages(options: &Options, plan: &Plan) -> Result<Languages> {
     let tables = options.languages.iter().map(String::as_str);
     Languages::new(tables, |path| plan.find(path).is_some())
+}
+
+/// What zygotes are made of: the language `python`, and what `options` ask for.
+fn warmth(languages: &Languages, options: &Options) -> Result<Warmth> {
+    let ready = languages.get("python")?;
+    let usual = ready.language.limits.apply(&Limits::default())?;
+    let limits = options.limits.apply(&usual)?;
+    let mut template = Job { environment: environment(ready), limits, ..Job::default() };
+    set_command(&mut template, ready, &ready.language.run, &[]);
+    Warmth::new(template, &ready.language.file, &options.warm_modules, options.warm_runs)
 }
 
 fn environment(ready: Ready<'_>) -> Vec<String> {

@@ -5,10 +5,12 @@
 
 mod crun;
 mod direct;
+mod warm;
 
 pub use crun::Crun;
 pub use direct::Direct;
 pub(crate) use direct::Users;
+pub use warm::{Warm, Warmth};
 
 use crate::{Job, Outcome, Result};
 

@@ -11,6 +11,7 @@ mod capture;
 mod request;
 mod runtime;
 mod verdict;
+mod zygote;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -42,9 +43,12 @@ const SETUP_TIME: Duration = Duration::from_secs(30);
 pub struct Slot {
     /// The spawner's guard, which is our child.
     guard: Child,
-    spawner: u32,
+    /// Whose child a run's init is: the spawner, or the zygote.
+    parent: u32,
     /// The spawner's.
     pidfd: OwnedFd,
+    /// That of the zygote that serves, if one does.
+    zygote: Option<OwnedFd>,
     socket: OwnedFd,
     group: Group,
     /// What starts its runs, if the spawner does not do so itself.
@@ -68,6 +72,15 @@ impl Slot {
         group: Group,
         runtime: Option<Runtime>,
     ) -> Result<Self> {
+        let mut slot = Self::start(spawner, group, runtime)?;
+        slot.group.admit_spawner(slot.parent)?;
+        slot.configure(plan, false)?;
+        slot.group.begin()?;
+        Ok(slot)
+    }
+
+    /// A slot whose spawner waits for its configuration, outside of the slot's group.
+    fn start(spawner: &Path, group: Group, runtime: Option<Runtime>) -> Result<Self> {
         let (ours, theirs) = socket::pair().step(|| "make the slot's sockets".into())?;
         let guard = Command::new(spawner)
             .arg("serve")
@@ -80,25 +93,32 @@ impl Slot {
         let pidfd = process::open_pidfd(guard.id().cast_signed())
             .step(|| "open the spawner's pidfd".into())?;
         let buffer = vec![0; MAX_MESSAGE];
-        let mut slot =
-            Self { guard, spawner: 0, pidfd, socket: ours, group, runtime, buffer, broken: false };
-        slot.spawner = slot.expect_ready(SETUP_TIME)?;
-        slot.pidfd = process::open_pidfd(slot.spawner.cast_signed())
+        let mut slot = Self {
+            guard,
+            parent: 0,
+            pidfd,
+            zygote: None,
+            socket: ours,
+            group,
+            runtime,
+            buffer,
+            broken: false,
+        };
+        [slot.parent, _] = slot.expect_ready(SETUP_TIME)?;
+        slot.pidfd = process::open_pidfd(slot.parent.cast_signed())
             .step(|| "open the spawner's pidfd".into())?;
         socket::set_patience(slot.socket.as_fd(), FIRST_LOOK)
             .step(|| "set up the slot's socket".into())?;
-        slot.group.admit_spawner(slot.spawner)?;
-        slot.configure(plan)?;
-        slot.group.begin()?;
         Ok(slot)
     }
 
-    fn configure(&mut self, plan: &Plan) -> Result<()> {
+    fn configure(&mut self, plan: &Plan, has_zygotes: bool) -> Result<()> {
         let kind = if self.runtime.is_some() { CONFIGURE_CONTAINER } else { CONFIGURE };
         let mut writer = Writer::new(kind);
         plan.write(&mut writer);
-        if let Some(runtime) = &self.runtime {
-            runtime.write(&mut writer);
+        match &self.runtime {
+            Some(runtime) => runtime.write(&mut writer),
+            None => writer.byte(u8::from(has_zygotes)),
         }
         let descriptors: Vec<BorrowedFd<'_>> = match self.group.placement() {
             Placement::Into(directory) => vec![directory],
@@ -109,8 +129,9 @@ impl Slot {
         self.expect_ready(SETUP_TIME).map(|_| ())
     }
 
-    /// Waits for READY, which carries the spawner's process number when it is its first word.
-    fn expect_ready(&mut self, patience: Duration) -> Result<u32> {
+    /// Waits for READY: the spawner's process number when it is its first word, a zygote's two when that
+    /// was switched to.
+    fn expect_ready(&mut self, patience: Duration) -> Result<[u32; 2]> {
         let mut wait = [Poll::readable(Some(self.socket.as_fd()))];
         if poll(&mut wait, Some(patience)).map_err(gone)? == 0 {
             return Err(Error::SlotBroken(format!("no answer from the spawner in {patience:?}")));
@@ -118,11 +139,8 @@ impl Slot {
         let (length, _) = socket::receive(self.socket.as_fd(), &mut self.buffer).map_err(gone)?;
         let mut reader = Reader::new(self.buffer.get(..length).unwrap_or_default());
         match reader.byte() {
-            Some(READY) => Ok(reader.word().unwrap_or(0)),
-            Some(FAILED) => {
-                let said = reader.string().map(|text| text.to_string_lossy().into_owned());
-                Err(Error::SlotBroken(said.unwrap_or_else(|| "it failed without a word".into())))
-            }
+            Some(READY) => Ok([reader.word().unwrap_or(0), reader.word().unwrap_or(0)]),
+            Some(FAILED) => Err(failure(&mut reader)),
             None => Err(Error::SlotBroken("the spawner ended while it was set up".into())),
             Some(other) => Err(Error::SlotBroken(format!("unexpected answer {other}"))),
         }
@@ -131,7 +149,8 @@ impl Slot {
     /// Whether a run can be given to it. Cheap.
     #[must_use]
     pub fn is_well(&self) -> bool {
-        let mut wait = [Poll::readable(Some(self.pidfd.as_fd()))];
+        let zygote = self.zygote.as_ref().map(AsFd::as_fd);
+        let mut wait = [Poll::readable(Some(self.pidfd.as_fd())), Poll::readable(zygote)];
         !self.broken && poll(&mut wait, Some(Duration::ZERO)) == Ok(0)
     }
 
@@ -251,7 +270,7 @@ impl Slot {
 
     /// Kills the init of the live run, if there is one; all its processes go with it.
     fn kill_run(&mut self) {
-        // The spawner has no child but init, or the runtime, whose only child is init. It cannot have it
+        // The spawner, or the zygote, has no child but init, or the runtime, whose only child is init. It cannot have it
         // reaped while it is suspended.
         let only_child = |parent: u32| {
             let listed = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
@@ -259,14 +278,14 @@ impl Slot {
                 listed.split_whitespace().next().and_then(|pid| pid.parse().ok()),
             )
         };
-        match only_child(self.spawner) {
+        match only_child(self.parent) {
             Ok(Some(child)) => {
                 let below = match self.runtime {
                     Some(_) => only_child(child).ok().flatten(),
                     None => None,
                 };
                 // A runtime without a child has not come to its init yet, and must not.
-                let (parent, init) = below.map_or((self.spawner, child), |init| (child, init));
+                let (parent, init) = below.map_or((self.parent, child), |init| (child, init));
                 let still_ours = || only_child(parent).is_ok_and(|pid| pid == Some(init));
                 let _ = process::kill_checked(init.cast_signed(), still_ours);
             }
@@ -317,6 +336,7 @@ impl Slot {
                     return verdict::Answer::read(&mut reader, &job.fetch, pieces).ok_or_else(cut);
                 }
                 None => return Err(Error::SlotBroken("the spawner died".into())),
+                Some(FAILED) => return Err(failure(&mut reader)),
                 Some(_) => return Err(cut()),
             }
         }
@@ -329,6 +349,12 @@ impl Drop for Slot {
         let _ = process::send_signal(self.pidfd.as_fd(), libc::SIGKILL);
         let _ = self.guard.wait();
     }
+}
+
+/// What a FAILED message says.
+fn failure(reader: &mut Reader<'_>) -> Error {
+    let said = reader.string().map(|text| text.to_string_lossy().into_owned());
+    Error::SlotBroken(said.unwrap_or_else(|| "it failed without a word".into()))
 }
 
 /// The other end of the socket is gone, or the kernel says so in its own way.

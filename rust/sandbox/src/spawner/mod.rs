@@ -22,6 +22,7 @@ mod container_world;
 mod files;
 mod order;
 mod setup;
+mod zygote;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -30,7 +31,7 @@ use std::time::Duration;
 use crate::error::Step;
 use crate::protocol::{
     ABSENT, CHECK, CONFIGURE, CONFIGURE_CONTAINER, DONE, Disk, Done, FAILED, FETCHED, MAX_MESSAGE,
-    MAX_PIECE, NOT_A_FILE, PIECE, READY, RUN, STAGE, Stage, TOO_LONG,
+    MAX_PIECE, NOT_A_FILE, PIECE, READY, RUN, STAGE, SWITCH, Stage, TOO_LONG, WARM,
 };
 use crate::rootfs::Plan;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
@@ -47,6 +48,7 @@ pub(crate) use container_world::{BUNDLE, INIT, STATE};
 use files::RunFiles;
 use order::Order;
 pub(crate) use setup::GROUP;
+use zygote::{Recipe, Zygote};
 
 /// Namespaces that are made for every run. An ipc namespace is made when a run has left something in the
 /// one before: making one costs 30 µs, and one in which nothing was made is as good as new.
@@ -64,6 +66,10 @@ struct Spawner<'a> {
     cgroup: Option<OwnedFd>,
     /// What runs are started by, if not by this process itself.
     container: Option<Container>,
+    /// What zygotes are made of, the one that serves, and the one that will.
+    recipe: Option<Recipe>,
+    zygote: Option<Zygote>,
+    next_zygote: Option<Zygote>,
     /// The next run's file system, once there is one.
     files: Option<RunFiles>,
     /// What counts the sockets of the slot's network namespace, once it has one.
@@ -115,6 +121,7 @@ pub fn serve(socket: BorrowedFd<'_>, parent: i32) -> Result<()> {
     process::block_signals(true).step(|| "block signals".into())?;
     // No terminal: neither for this process nor for what it starts.
     process::start_session().step(|| "start a session".into())?;
+    process::adopt_orphans().step(|| "adopt what a spawner leaves".into())?;
     let mut service = Service {
         socket,
         guard: process::open_pidfd(std::process::id().cast_signed())
@@ -125,6 +132,7 @@ pub fn serve(socket: BorrowedFd<'_>, parent: i32) -> Result<()> {
     let spawner = suspended_until_done(Placement::default(), &mut stack, be_spawner, &mut service)
         .step(|| "start the spawner".into())?;
     let _ = process::wait(spawner);
+    while process::wait(-1).is_ok() {} // what the spawner has left
     service.result
 }
 
@@ -160,6 +168,9 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
         is_worn_out: false,
         cgroup: None,
         container: None,
+        recipe: None,
+        zygote: None,
+        next_zygote: None,
         files: None,
         stale_ipc: false,
         staging_error: None,
@@ -192,9 +203,10 @@ impl Spawner<'_> {
         match reader.byte() {
             Some(CONFIGURE) => {
                 let Some(plan) = Plan::read(&mut reader) else { return Ok(None) };
+                let Some(has_zygotes) = reader.byte() else { return Ok(None) };
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
-                let made = setup::become_slot(&plan);
+                let made = setup::become_slot(&plan, has_zygotes != 0);
                 let made = made.map(|sockets| self.sockets = Some(sockets));
                 self.tell(made)?;
             }
@@ -208,6 +220,15 @@ impl Spawner<'_> {
                 });
                 self.tell(made)?;
             }
+            Some(WARM) => {
+                if !reader.rest().is_empty() {
+                    let Some(recipe) = Recipe::read(&mut reader) else { return Ok(None) };
+                    self.recipe = Some(recipe);
+                }
+                // If that fails, it is tried again when it is wanted, and told then.
+                let _ = self.start_zygote();
+            }
+            Some(SWITCH) => self.switch_zygote()?,
             Some(STAGE) => {
                 if self.stage(&mut reader).is_none() {
                     return Ok(None);
@@ -224,11 +245,40 @@ impl Spawner<'_> {
     fn tell(&self, result: Result<()>) -> Result<()> {
         match result {
             Ok(()) => self.send(&Writer::new(READY)),
-            Err(error) => {
-                let mut writer = Writer::new(FAILED);
-                writer.string(&error.to_string().replace('\0', ""));
+            Err(error) => self.tell_failure(&error),
+        }
+    }
+
+    fn tell_failure(&self, error: &Error) -> Result<()> {
+        let mut writer = Writer::new(FAILED);
+        writer.string(&error.to_string().replace('\0', ": "));
+        self.send(&writer)
+    }
+
+    /// Starts the zygote that will serve next, unless there is one.
+    fn start_zygote(&mut self) -> Result<()> {
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        if let (None, Some(recipe)) = (&self.next_zygote, &self.recipe) {
+            let [stack, _] = &mut self.stacks;
+            self.next_zygote = Some(Zygote::start(recipe, stack, cgroup)?);
+        }
+        Ok(())
+    }
+
+    /// Has the next zygote serve, and ends the one that did.
+    fn switch_zygote(&mut self) -> Result<()> {
+        let started = self.start_zygote();
+        let absent = || Error::SlotBroken("nobody said what a zygote is made of".into());
+        let next = started.and_then(|()| self.next_zygote.take().ok_or_else(absent));
+        match next.and_then(|next| Ok((next.expect_ready()?, next))) {
+            Ok(([first, second], next)) => {
+                self.zygote = Some(next);
+                let mut writer = Writer::new(READY);
+                writer.word(first);
+                writer.word(second);
                 self.send(&writer)
             }
+            Err(error) => self.tell_failure(&error),
         }
     }
 
@@ -264,25 +314,35 @@ impl Spawner<'_> {
         let Some(disk) = Disk::read(reader) else { return Ok(None) };
         let body = reader.rest();
         let Some(order) = Order::read(reader) else { return Ok(None) };
-        let [Some(stdout), Some(stderr), stdin, None] = standard else { return Ok(None) };
+        let [Some(stdout), Some(stderr), stdin, None, None] = standard else { return Ok(None) };
         let prepared = self.prepare(disk, &order).and_then(|mount| {
             // Opened for every run, so that flags and locks that a run sets on it end with it.
             let empty = || descriptor::open(None, c"/dev/null", libc::O_RDONLY, 0);
             Ok((mount, stdin.map_or_else(empty, Ok)?))
         });
-        let ran = match prepared {
-            Ok((mount, stdin)) => {
+        let ran = match (prepared, &self.zygote) {
+            (Err(errno), _) => Ran::failed(Stage::Files, errno),
+            (Ok((mount, stdin)), Some(zygote)) => {
+                match zygote.run(body, mount, [stdin, stdout, stderr]) {
+                    Ok(ran) => ran,
+                    Err(error) => return self.tell_failure(&error).map(Some),
+                }
+            }
+            (Ok((mount, stdin)), None) => {
                 let standard = [&stdin, &stdout, &stderr].map(AsRawFd::as_raw_fd);
                 self.launch(&order, body, &mount, standard)
             }
-            Err(errno) => Ran::failed(Stage::Files, errno),
         };
         let Ran { stage, status, .. } = ran;
         let wall = nanoseconds(process::monotonic().saturating_sub(start));
         let mut files = Writer::default();
         self.fetch(&order, &mut files)?;
         self.clear();
-        let busy = process::processor_time().saturating_sub(busy);
+        // A zygote lives where its runs live, and the spawner does not.
+        let busy = match self.zygote {
+            Some(_) => Duration::ZERO,
+            None => process::processor_time().saturating_sub(busy),
+        };
         let (used, overhead) = (nanoseconds(ran.used), nanoseconds(ran.overhead + busy));
         let mut head = Writer::new(DONE);
         Done { stage, status, wall, used, overhead }.write(&mut head);
@@ -348,11 +408,13 @@ impl Spawner<'_> {
         }
     }
 
-    /// Whether no socket of a run is left in the slot's network namespace. Those that were on their way
+    /// Whether no socket of a run is left in the slot's network namespace: only those of zygotes. Those that were on their way
     /// in a circle of sockets live, with their names and files, until the kernel collects them.
     fn has_no_sockets(&self) -> bool {
         const LOOKS: u32 = 200;
         let Some(file) = &self.sockets else { return true };
+        let own = 2 * (self.zygote.iter().len() + self.next_zygote.iter().len());
+        let expected = format!("sockets: used {own}\n");
         (0..LOOKS).any(|look| {
             if look > 0 {
                 // The kernel looks for circles when a socket is closed, in a thread of its own.
@@ -361,7 +423,7 @@ impl Spawner<'_> {
             }
             let mut text = [0; 32];
             descriptor::read_from_start(file.as_fd(), &mut text).is_ok()
-                && text.starts_with(b"sockets: used 0\n")
+                && text.starts_with(expected.as_bytes())
         })
     }
 

@@ -34,12 +34,13 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 ];
 
 /// Makes this process a slot's spawner: afterwards it sees only the slot's root and may do only what
-/// runs need. Returns the file that counts the sockets of the slot's network namespace.
-pub(super) fn become_slot(plan: &Plan) -> Result<OwnedFd> {
+/// runs need. With `has_zygotes`, interpreters that it starts may do the same. Returns the file that counts
+/// the sockets of the slot's network namespace.
+pub(super) fn become_slot(plan: &Plan, has_zygotes: bool) -> Result<OwnedFd> {
     let sockets = make_namespaces()?;
     limit_all_runs()?;
     make_root(plan)?;
-    drop_privileges()?;
+    drop_privileges(has_zygotes)?;
     Ok(sockets)
 }
 
@@ -231,11 +232,10 @@ pub(super) fn path_string(path: &Path) -> Result<CString> {
 }
 
 /// Keeps what making a run needs, for as long as it is the spawner's: programs get nothing of it.
-fn drop_privileges() -> Result<()> {
+fn drop_privileges(has_zygotes: bool) -> Result<()> {
     let key = process::random_words().step(|| "draw the setup key".into())?[0];
     credentials::leave_groups().step(|| "leave groups".into())?;
     credentials::set_group(GROUP).step(|| "change to the runs' group".into())?;
-    credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;
     let keep = [
         capability::CHOWN,
         capability::DAC_OVERRIDE,
@@ -244,6 +244,9 @@ fn drop_privileges() -> Result<()> {
         capability::SYS_ADMIN,
     ];
     let keep = keep.iter().fold(0, |bits, number| bits | 1 << number);
+    let passed_on = if has_zygotes { keep } else { 0 };
+    credentials::pass_on_capabilities(passed_on).step(|| "pass on capabilities".into())?;
+    credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;
     credentials::keep_capabilities(keep).step(|| "drop capabilities".into())?;
     credentials::set_no_new_privileges().step(|| "set no_new_privs".into())?;
     seccomp::load(&filter::compile(filter::RULES, key)).step(|| "load the filter".into())?;

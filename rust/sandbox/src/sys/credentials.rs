@@ -68,21 +68,33 @@ pub fn is_confined() -> Result<bool> {
 
 /// The capabilities this process has in effect, as bits.
 pub fn effective_capabilities() -> Result<u64> {
+    capability_sets().map(|[effective, _, _]| effective)
+}
+
+/// Keeps only `keep` (bits) of the permitted, effective and inheritable capabilities.
+pub fn keep_capabilities(keep: u64) -> Result<()> {
+    let [effective, _, inheritable] = capability_sets()?;
+    let keep = keep & effective;
+    set_capabilities([keep, keep, keep & inheritable])
+}
+
+/// Effective, permitted and inheritable capabilities, as bits.
+fn capability_sets() -> Result<[u64; 3]> {
     let header = [LINUX_CAPABILITY_VERSION_3, 0];
     let mut data = [0u32; 6];
     let arguments = [header.as_ptr() as usize, data.as_mut_ptr() as usize, 0, 0, 0, 0];
     // SAFETY: version 3 reads the header of two u32 and writes two entries of three u32.
     unsafe { syscall(libc::SYS_capget, arguments) }?;
-    Ok(u64::from(data[0]) | u64::from(data[3]) << 32)
+    let [low, high] = [[data[0], data[1], data[2]], [data[3], data[4], data[5]]];
+    let join = |index: usize| u64::from(low[index]) | u64::from(high[index]) << 32;
+    Ok([join(0), join(1), join(2)])
 }
 
-/// Keeps only `keep` (bits) of the permitted and effective capabilities; none are inheritable.
-pub fn keep_capabilities(keep: u64) -> Result<()> {
-    let keep = keep & effective_capabilities()?;
-    let (low, high) = (keep & u64::from(u32::MAX), keep >> 32);
-    let (low, high) = (u32::try_from(low).unwrap_or(0), u32::try_from(high).unwrap_or(0));
+fn set_capabilities(sets: [u64; 3]) -> Result<()> {
+    let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
+    let [low, high] = [sets.map(half), sets.map(|bits| half(bits >> 32))];
     let header = [LINUX_CAPABILITY_VERSION_3, 0];
-    let data = [low, low, 0, high, high, 0]; // effective, permitted, inheritable; twice
+    let data = [low, high];
     let arguments = [header.as_ptr() as usize, data.as_ptr() as usize, 0, 0, 0, 0];
     // SAFETY: version 3 reads the header of two u32 and two entries of three u32.
     unsafe { syscall(libc::SYS_capset, arguments) }?;
@@ -90,6 +102,13 @@ pub fn keep_capabilities(keep: u64) -> Result<()> {
 }
 
 const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// Makes `keep` (bits), and nothing else, inheritable: a program that root starts by exec has that then,
+/// even if the bounding set was emptied meanwhile.
+pub fn pass_on_capabilities(keep: u64) -> Result<()> {
+    let [effective, permitted, _] = capability_sets()?;
+    set_capabilities([effective, permitted, keep & permitted])
+}
 
 /// Numbers of the capabilities that the crate speaks of.
 pub mod capability {

@@ -1,7 +1,7 @@
 //! Files and pipes by descriptor.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::raw::{int, syscall, word};
 use super::{Errno, Result};
@@ -267,6 +267,15 @@ pub fn is_regular(descriptor: BorrowedFd<'_>) -> Result<bool> {
     // SAFETY: it was zeroed, and every bit pattern is a valid `stat`.
     let status = unsafe { status.assume_init() };
     Ok(status.st_mode & libc::S_IFMT == libc::S_IFREG)
+}
+
+/// A file in memory that has no name, closed on exec, with `content`.
+pub fn file_in_memory(content: &[u8]) -> Result<OwnedFd> {
+    let arguments = [c"k15".as_ptr() as usize, libc::MFD_CLOEXEC as usize, 0, 0, 0, 0];
+    // SAFETY: the name ends in NUL and outlives the call.
+    let file = unsafe { syscall(libc::SYS_memfd_create, arguments) }.map(own)?;
+    write_all(file.as_fd(), content)?;
+    Ok(file)
 }
 
 /// A second name of `descriptor`, at the lowest free number from 3 on.

@@ -19,6 +19,7 @@ pub mod program;
 mod raw;
 pub mod seccomp;
 pub mod socket;
+pub mod zygote;
 
 pub use raw::{Errno, set_setup_key};
 

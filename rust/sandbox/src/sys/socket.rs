@@ -8,7 +8,7 @@ use super::raw::{syscall, word};
 use super::{Errno, Result};
 
 /// The most descriptors that one message carries.
-pub const MAX_DESCRIPTORS: usize = 4;
+pub const MAX_DESCRIPTORS: usize = 5;
 
 /// Room for a control message with [`MAX_DESCRIPTORS`]: header of 16 bytes, then the ints.
 #[repr(C, align(8))]
