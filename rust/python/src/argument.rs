@@ -50,8 +50,7 @@ pub fn unsigned<T: TryFrom<i128>>(field: &'static str, value: i128) -> Result<T>
 
 /// Takes any Python integer of at least 0 that fits `T`, whatever object brings it.
 pub fn natural<T: TryFrom<i64>>(field: &'static str, value: &Bound<'_, PyAny>) -> Result<T> {
-    let whole = value.call_method0("__index__").and_then(|index| index.extract::<i64>());
-    let fits = whole.ok().filter(|n| *n >= 0).and_then(|n| T::try_from(n).ok());
+    let fits = value.extract::<i64>().ok().filter(|n| *n >= 0).and_then(|n| T::try_from(n).ok());
     fits.ok_or_else(|| {
         let given = value.repr().map_or_else(|_| "an object".into(), |text| text.to_string());
         let most = i64::MAX.cast_unsigned() >> 64usize.saturating_sub(8 * size_of::<T>() + 1);

@@ -24,7 +24,16 @@ pub(super) struct Map {
 impl Map {
     /// Zeroed memory without a file.
     pub(super) fn anonymous(len: usize) -> io::Result<Self> {
-        Ok(Self { map: MmapMut::map_anon(len)?, durable: false })
+        let map = MmapMut::map_anon(len)?;
+        // A hint: fewer page faults and address translations. Without it all works the same.
+        #[cfg(target_os = "linux")]
+        map.advise(memmap2::Advice::HugePage).ok();
+        Ok(Self { map, durable: false })
+    }
+
+    /// Whether there is a file behind it.
+    pub(super) fn is_durable(&self) -> bool {
+        self.durable
     }
 
     /// The whole of a file, whose blocks are already allocated, shared with the page cache.

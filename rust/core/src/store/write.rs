@@ -1,5 +1,7 @@
 //! The writing face: groups, tokens, finishes, scores.
 
+use std::collections::HashMap;
+
 use super::Store;
 use super::event::{self, FinishReason, GroupEvent, PromptData};
 use super::record::Kind;
@@ -83,18 +85,19 @@ impl Store {
     /// All chunks are checked before the first is written. If the store is full in between, those
     /// before are there, and the same call does nothing for them when it is made again.
     pub fn append_many(&mut self, chunks: &[Chunk<'_>], version: u32) -> Result<()> {
-        let mut lengths = std::collections::HashMap::new();
+        // The lengths that trajectories will have; of no use to a single chunk.
+        let mut lengths = HashMap::new();
         let mut fresh = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             check_chunk(chunk)?;
-            let id = chunk.trajectory_id;
+            let (id, n) = (chunk.trajectory_id, chunk.tokens.len());
             let trajectory = self.trajectory_of(id)?;
-            let length = lengths.entry(id).or_insert(trajectory.length);
-            let is_new = self.check_append(chunk, trajectory, version, *length)?;
-            if is_new {
-                *length += u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX);
+            let length = lengths.get(&id).copied().unwrap_or(trajectory.length);
+            let is_new = self.check_append(chunk, trajectory, version, length)?;
+            if is_new && chunks.len() > 1 {
+                lengths.insert(id, length + u32::try_from(n).unwrap_or(u32::MAX));
             }
-            fresh.push(is_new && !chunk.tokens.is_empty());
+            fresh.push(is_new && n > 0);
         }
         for (chunk, _) in chunks.iter().zip(fresh).filter(|(_, fresh)| *fresh) {
             let n = u32::try_from(chunk.tokens.len()).unwrap_or(u32::MAX);
@@ -283,11 +286,11 @@ fn check_chunk(chunk: &Chunk<'_>) -> Result<()> {
                 format!("{n}, one for each of tokens"),
             ));
         }
-        if let Some(at) = mask.iter().position(|&entry| entry > 1) {
+        if let Some(at) = first(mask, |&entry| entry > 1) {
             return Err(Error::invalid("loss_mask", format!("{} at {at}", mask[at]), "0 or 1"));
         }
     }
-    if let Some(at) = chunk.log_probs.iter().position(|p| !p.is_finite()) {
+    if let Some(at) = first(chunk.log_probs, |p| !p.is_finite()) {
         let value = format!("{} at {at}", chunk.log_probs[at]);
         return Err(Error::invalid("log_probs", value, "finite numbers"));
     }
@@ -295,10 +298,20 @@ fn check_chunk(chunk: &Chunk<'_>) -> Result<()> {
 }
 
 fn check_tokens(field: &'static str, tokens: &[i32]) -> Result<()> {
-    match tokens.iter().position(|&token| token < 0) {
+    match first(tokens, |&token| token < 0) {
         Some(at) => {
             Err(Error::invalid(field, format!("{} at {at}", tokens[at]), "token ids of at least 0"))
         }
         None => Ok(()),
     }
+}
+
+/// The place of the first value that is `wrong`. Looks at all of a block before it decides: a loop that may
+/// end at each value cannot be made of vectors, and costs as much as copying the values.
+fn first<T>(values: &[T], wrong: impl Fn(&T) -> bool) -> Option<usize> {
+    const BLOCK: usize = 256;
+    let any = |block: &[T]| block.iter().fold(false, |any, value| any | wrong(value));
+    let block = values.chunks(BLOCK).position(any)?;
+    let start = block * BLOCK;
+    values[start..].iter().position(wrong).map(|at| start + at)
 }
