@@ -52,8 +52,8 @@ class Sandbox:
     """Runs sources of untrusted programs, each in a sandbox of its own.
 
     A run has fresh pid, mount and IPC namespaces, no network, a read-only root with the host's
-    programs and libraries, and a file system of fixed size at /tmp, in which it starts (in
-    /tmp/work). It has no capabilities, a user of its own, and a list of system calls that it may
+    programs and libraries, and a file system of fixed size at /tmp, in which it starts. It has no
+    capabilities, a user of its own, and a list of system calls that it may
     make. Nothing of one run is visible to the next.
 
     `runner` is how a run is started: "direct" by the kernel's own calls, "crun" as an OCI container
@@ -70,10 +70,15 @@ class Sandbox:
     else a program can tell.
 
     `slots` is how many runs there can be at once; one slot is made in advance (`least_slots`), the
-    others when they are needed, and given up again when they are not. `root` is a directory with
-    another root file system; `binds` shows further files or directories of the host, read-only: a
-    path of the sandbox, and what is seen there. `languages` are files of languages in TOML that add
-    to the built-in table. `limits` are for runs that ask for nothing else.
+    others when they are needed, and given up again when they are not. `limits` are for runs that
+    ask for nothing else.
+
+    `root` is a directory with another root file system, or an image of an OCI image layout on disk:
+    "oci:DIRECTORY", or "oci:DIRECTORY:NAME" where it holds several. An image is unpacked once, into
+    `image_cache` (/var/cache/k15core for root, else below ~/.cache), and its environment is the
+    runs' too; they start in /tmp all the same, where their files are. `binds` shows further files
+    or directories of the host, read-only: a path of the sandbox, and what is seen there.
+    `languages` are files of languages in TOML that add to the built-in table.
 
     A host that cannot enforce a limit is refused (UnenforceableError says what to do) unless
     `allow_unenforced` names it: `memory_bytes`, `processes`, `cpu_seconds` or `cpus`.
@@ -95,6 +100,7 @@ class Sandbox:
         limits: Limits | None = None,
         least_slots: int = 1,
         root: str | os.PathLike[str] | None = None,
+        image_cache: str | os.PathLike[str] | None = None,
         binds: Mapping[str, str | os.PathLike[str]] | None = None,
         languages: Sequence[str | os.PathLike[str]] = (),
         warm_modules: Sequence[str] = (),
@@ -109,6 +115,7 @@ class Sandbox:
             least_slots=_count("least_slots", least_slots),
             limits=(limits or Limits()).given(),
             root=None if root is None else os.fspath(root),
+            image_cache=image_cache,
             binds=bind_list(binds),
             languages=[read_table(path) for path in languages],
             warm_modules=list(warm_modules),

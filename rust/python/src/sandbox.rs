@@ -43,7 +43,7 @@ pub struct SandboxPool {
 #[pymethods]
 impl SandboxPool {
     #[new]
-    #[pyo3(signature = (spawner, *, runner, slots, least_slots, limits, root, binds, languages, warm_modules, warm_runs, allow_unenforced))]
+    #[pyo3(signature = (spawner, *, runner, slots, least_slots, limits, root, image_cache, binds, languages, warm_modules, warm_runs, allow_unenforced))]
     #[expect(clippy::too_many_arguments, reason = "keywords, each with its own meaning")]
     fn new(
         py: Python<'_>,
@@ -52,7 +52,8 @@ impl SandboxPool {
         slots: usize,
         least_slots: usize,
         limits: &Bound<'_, PyDict>,
-        root: Option<PathBuf>,
+        root: Option<String>,
+        image_cache: Option<PathBuf>,
         binds: Vec<(PathBuf, String)>,
         languages: Vec<String>,
         warm_modules: Vec<String>,
@@ -65,7 +66,8 @@ impl SandboxPool {
             slots,
             least_slots,
             limits: changes(limits)?,
-            root: root.map_or(Source::Host, Source::Directory),
+            root: root.as_deref().map_or(Source::Host, Source::parse),
+            image_cache,
             binds: read_binds(binds),
             languages,
             warm_modules,

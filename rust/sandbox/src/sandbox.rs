@@ -33,6 +33,8 @@ pub struct Options {
     pub limits: LimitChanges,
     /// The root file system.
     pub root: Source,
+    /// Where images are unpacked; `None`: the usual place.
+    pub image_cache: Option<PathBuf>,
     /// Directories and files of the host that runs see too, read-only.
     pub binds: Vec<Bind>,
     /// Tables of languages in TOML, over the built-in one.
@@ -56,6 +58,7 @@ impl Options {
             least_slots: 1,
             limits: LimitChanges::default(),
             root: Source::default(),
+            image_cache: None,
             binds: Vec::new(),
             languages: Vec::new(),
             warm_modules: Vec::new(),
@@ -94,6 +97,8 @@ pub struct Sandbox {
     limits: LimitChanges,
     default_limits: Limits,
     capabilities: Vec<Capability>,
+    /// The root's: every sandbox's own with what an image asks for.
+    environment: Vec<String>,
     compiled: Cache,
 }
 
@@ -120,7 +125,9 @@ impl Sandbox {
         let capabilities = capability::capabilities(&host);
         capability::require(&capabilities, &options.allow_unenforced)?;
         let default_limits = options.limits.apply(&Limits::default())?;
-        let plan = Plan::new(&options.root, &options.binds)?;
+        let (root, image_environment) = options.root.unpacked(options.image_cache.as_deref())?;
+        let environment = add(&ENVIRONMENT.map(str::to_owned), &image_environment);
+        let plan = Plan::new(&root, &options.binds)?;
         let languages = languages(options, &plan)?;
         if !options.spawner.is_file() {
             let expected = "the spawner's binary (`make build` makes it)";
@@ -136,7 +143,7 @@ impl Sandbox {
             "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
             "warm" => {
                 let direct = Direct::new(spawner, plan, host, name, users);
-                Box::new(Warm::new(direct, warmth(&languages, options)?))
+                Box::new(Warm::new(direct, warmth(&languages, options, &environment)?))
             }
             other => {
                 let expected = format!("one of auto, {}", RUNNERS.join(", "));
@@ -145,7 +152,17 @@ impl Sandbox {
         };
         let pool = Pool::open(runner, options.least_slots, options.slots)?;
         let (limits, compiled) = (options.limits.clone(), Cache::default());
-        Ok(Self { pool, entry, janitor, languages, limits, default_limits, capabilities, compiled })
+        Ok(Self {
+            pool,
+            entry,
+            janitor,
+            languages,
+            limits,
+            default_limits,
+            capabilities,
+            environment,
+            compiled,
+        })
     }
 
     /// What a sandbox of `options` would find on this host: what it can hold runs to, and the languages.
@@ -156,7 +173,8 @@ impl Sandbox {
     /// [`Error::InvalidInput`] for options that make no sense.
     pub fn examine(options: &Options) -> Result<(Vec<Capability>, BTreeMap<String, String>)> {
         let capabilities = capability::capabilities(&Host::detect()?);
-        let plan = Plan::new(&options.root, &options.binds)?;
+        let (root, _) = options.root.unpacked(options.image_cache.as_deref())?;
+        let plan = Plan::new(&root, &options.binds)?;
         Ok((capabilities, languages(options, &plan)?.missing()))
     }
 
@@ -198,7 +216,7 @@ impl Sandbox {
         let limits = submission.limits.apply(&self.limits.apply(&usual)?)?;
         self.check_share(&limits)?;
         let mut job = Job {
-            environment: environment(ready),
+            environment: add(&self.environment, &ready.language.environment),
             stdin: submission.stdin.clone(),
             fetch: submission.fetch.clone(),
             limits,
@@ -266,7 +284,7 @@ impl Sandbox {
         let language = ready.language;
         self.compiled.get(submission, || {
             let mut job = Job {
-                environment: environment(ready),
+                environment: add(&self.environment, &ready.language.environment),
                 fetch: language.artifacts.clone(),
                 limits: language.compile_limits.apply(&self.default_limits)?,
                 ..Job::default()
@@ -312,18 +330,24 @@ fn languages(options: &Options, plan: &Plan) -> Result<Languages> {
 }
 
 /// What zygotes are made of: the language `python`, and what `options` ask for.
-fn warmth(languages: &Languages, options: &Options) -> Result<Warmth> {
+fn warmth(languages: &Languages, options: &Options, environment: &[String]) -> Result<Warmth> {
     let ready = languages.get("python")?;
     let usual = ready.language.limits.apply(&Limits::default())?;
     let limits = options.limits.apply(&usual)?;
-    let mut template = Job { environment: environment(ready), limits, ..Job::default() };
+    let mut template = Job {
+        environment: add(environment, &ready.language.environment),
+        limits,
+        ..Job::default()
+    };
     set_command(&mut template, ready, &ready.language.run, &[]);
     Warmth::new(template, &ready.language.file, &options.warm_modules, options.warm_runs)
 }
 
-fn environment(ready: Ready<'_>) -> Vec<String> {
-    let own = ENVIRONMENT.iter().map(|&each| each.to_owned());
-    own.chain(ready.language.environment.iter().cloned()).collect()
+/// `base` with `more` added; of two values of one name the later stays.
+fn add(base: &[String], more: &[String]) -> Vec<String> {
+    let name = |each: &str| each.split_once('=').map_or(each, |(name, _)| name).to_owned();
+    let replaced = |each: &&String| !more.iter().any(|new| name(new) == name(each));
+    base.iter().filter(replaced).chain(more).cloned().collect()
 }
 
 fn set_command(job: &mut Job, ready: Ready<'_>, command: &[String], more: &[String]) {

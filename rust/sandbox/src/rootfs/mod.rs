@@ -9,6 +9,7 @@
 //! mount namespace), so there are few.
 
 mod find;
+mod image;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,46 @@ pub enum Source {
     Host,
     /// A directory that holds a root file system.
     Directory(PathBuf),
+    /// An image of an OCI image layout.
+    Image {
+        /// The layout: the directory with index.json.
+        layout: PathBuf,
+        /// The image's name in it; without one it must have a single image for this machine.
+        name: Option<String>,
+    },
+}
+
+impl Source {
+    /// What `text` says: `oci:DIRECTORY` or `oci:DIRECTORY:NAME` is an image, anything else a directory.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let Some(image) = text.strip_prefix("oci:") else {
+            return Self::Directory(PathBuf::from(text));
+        };
+        // A directory may have a colon in its name; an image's name has no slash before its own.
+        match image.rsplit_once(':') {
+            Some((layout, name)) if !name.contains('/') && !Path::new(image).is_dir() => {
+                Self::Image { layout: layout.into(), name: Some(name.to_owned()) }
+            }
+            _ => Self::Image { layout: image.into(), name: None },
+        }
+    }
+
+    /// The same as something that is there: an image is unpacked into `cache` (the usual one, without)
+    /// unless it is in it. The second is the environment that the image asks for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidInput`] for a layout that is wrong, [`Error::System`] for a cache that is.
+    pub fn unpacked(&self, cache: Option<&Path>) -> Result<(Self, Vec<String>)> {
+        match self {
+            Self::Image { layout, name } => {
+                let image = image::unpack(layout, name.as_deref(), cache)?;
+                Ok((Self::Directory(image.root), image.environment))
+            }
+            other => Ok((other.clone(), Vec::new())),
+        }
+    }
 }
 
 /// How to make a root. The spawner carries it out.
@@ -80,6 +121,10 @@ impl Plan {
         match source {
             Source::Host => plan.add_host(Path::new("/")),
             Source::Directory(root) => plan.add_directory(root)?,
+            Source::Image { layout, .. } => {
+                let expected = "an image that is unpacked";
+                return Err(Error::invalid("root", layout.display(), expected));
+            }
         }
         for bind in extra {
             let plain = !bind.target.split('/').any(|part| part == "..");

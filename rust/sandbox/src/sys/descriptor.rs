@@ -258,6 +258,19 @@ pub fn is_empty_file_system(descriptor: BorrowedFd<'_>) -> Result<bool> {
     Ok(status.f_bfree == status.f_blocks && status.f_ffree + 1 == status.f_files)
 }
 
+/// Takes the lock of the open file `descriptor` for itself alone, waiting for it; it ends with the file's
+/// last descriptor.
+pub fn lock(descriptor: BorrowedFd<'_>) -> Result<()> {
+    let arguments = [word(descriptor.as_raw_fd()), word(libc::LOCK_EX), 0, 0, 0, 0];
+    loop {
+        // SAFETY: plain integers.
+        match unsafe { syscall(libc::SYS_flock, arguments) } {
+            Err(Errno(libc::EINTR)) => {}
+            other => return other.map(|_| ()),
+        }
+    }
+}
+
 /// Whether it is a regular file.
 pub fn is_regular(descriptor: BorrowedFd<'_>) -> Result<bool> {
     let mut status = std::mem::MaybeUninit::<libc::stat>::zeroed();
