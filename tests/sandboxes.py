@@ -53,7 +53,8 @@ def spawners() -> set[int]:
 def run_processes(owner: int | None = None) -> list[str]:
     """Processes, with what they are, that run as users of the sandboxes of process `owner` (this).
 
-    Each process has a range of users, see `Users` in runner/direct.rs.
+    Each process has a range of users, see `Users` in runner/direct.rs. The runs of an ordinary user
+    are its own processes, in pid namespaces below.
     """
     first = 0x7000_0000 + ((owner or _own_pid()) % (1 << 13) << 14)
     found = []
@@ -65,9 +66,20 @@ def run_processes(owner: int | None = None) -> list[str]:
         except OSError:
             continue
         user = int(status["Uid"].split()[0])
-        if first <= user < first + (1 << 14) and not status["State"].startswith(("Z", "X")):
+        is_run = first <= user < first + (1 << 14)
+        if 0 != user == os.getuid():
+            is_run = len(status["NSpid"].split()) > 1
+        if is_run and not status["State"].startswith(("Z", "X")):
             found.append(f"{path.parent.name} {status['Name']} uid {user}")
     return found
+
+
+def registry() -> Path:
+    """Where pools of this user are entered, as long as they live."""
+    user, base = os.getuid(), Path(os.environ.get("XDG_RUNTIME_DIR", "/nowhere"))
+    if user == 0:
+        return Path("/run/k15core")
+    return base / "k15core" if base.is_dir() else Path(f"/tmp/k15core-{user}")
 
 
 def groups(owner: int | None = None) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attacks.frame import SHORT, STOPPED, Attack, Limits, c, python
+from attacks.frame import INIT_IS_OURS, ORDINARY_USER, SHORT, STOPPED, Attack, Limits, c, python
 
 CASES = [
     Attack(
@@ -185,6 +185,7 @@ attempt("kill its elders' group", lambda: os.killpg(os.getpgid(os.getppid()) or 
 print("alive, with parent", os.getppid())
 """),
         says=b"alive, with parent 1",
+        not_with={ORDINARY_USER: INIT_IS_OURS},
     ),
     Attack(
         name="killing by number",
@@ -203,6 +204,7 @@ int main(void) {
 }
 """),
         says=b"held: 0 processes, 0 groups",
+        not_with={ORDINARY_USER: INIT_IS_OURS},
     ),
     Attack(
         name="stopping itself",
@@ -262,5 +264,6 @@ for name in ["CPU", "FSIZE", "STACK", "NOFILE", "CORE", "MEMLOCK", "NPROC", "NIC
 attempt("init's", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (8, 8)))
 """),
         says=b"held: init's",
+        not_with={ORDINARY_USER: INIT_IS_OURS},
     ),
 ]

@@ -31,6 +31,10 @@ SHORT = Limits(
 STOPPED = ("wall_limit", "cpu_limit")
 """How what never ends by itself may end: whichever clock is first."""
 
+ORDINARY_USER = "ordinary user"
+"""Not a runner, but who runs it: without root, init and runs are one user, the caller."""
+INIT_IS_OURS = "init is of the run's user: what is sent to it is let through and does nothing"
+
 REFUSED = "every attempt is refused"
 
 
@@ -60,7 +64,7 @@ class Attack:
     times: int = 1
     """How often the two are run: more often where a race decides."""
     not_with: dict[str, str] = field(default_factory=dict)
-    """Runners against which it makes no sense, with the reason."""
+    """Runners against which it makes no sense (or ORDINARY_USER), with the reason."""
 
 
 def python(body: str) -> str:

@@ -83,6 +83,10 @@ class Sandbox:
     A host that cannot enforce a limit is refused (UnenforceableError says what to do) unless
     `allow_unenforced` names it: `memory_bytes`, `processes`, `cpu_seconds` or `cpus`.
 
+    An ordinary user has the same walls (in a user namespace, by the direct runner) and the limits
+    of whatever cgroups were delegated to it. Runs are then this user to the kernel: a file that
+    only this user may read must not lie in what `binds` or `root` show.
+
     All methods can be called from several threads at once and release the GIL. A process that was
     forked from this one cannot use the sandbox: it opens its own.
 

@@ -32,6 +32,14 @@
 //! In a slot of the warm runner a zygote, an interpreter that the spawner has started, takes steps 3 and 4
 //! from init on (`spawner/zygote.rs`).
 //!
+//! # Without privileges
+//!
+//! Where [`capability`] finds that this process is an ordinary user's, the spawner starts by making a user
+//! namespace (`spawner/user_namespace.rs`) and does the rest as above, with what such a namespace cannot
+//! have taken from the host: the devices, and the users. Every run is then the caller to the kernel, and
+//! what keeps it from the caller's processes is the pid namespace. Limits are those of the cgroups in which
+//! the caller may make others.
+//!
 //! # Who owns what
 //!
 //! The pool's keeper thread opens slots, because the kernel kills a spawner when the thread that started

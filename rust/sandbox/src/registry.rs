@@ -67,11 +67,16 @@ impl Entry {
 
 /// Where entries are: a directory of this user's own.
 fn directory() -> Result<PathBuf> {
-    let user = fs::metadata("/proc/self").step(|| "read /proc/self".into())?.uid();
-    let path = match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(base) if user != 0 => PathBuf::from(base).join("k15core"),
-        _ if user == 0 => PathBuf::from("/run/k15core"),
-        _ => std::env::temp_dir().join(format!("k15core-{user}")),
+    let (user, _) = sys::credentials::user_and_group();
+    let is_own = |base: &PathBuf| {
+        fs::metadata(base).is_ok_and(|status| status.is_dir() && status.uid() == user)
+    };
+    // To root of a user namespace, /run is somebody else's.
+    let run = Some(PathBuf::from("/run")).filter(|_| user == 0).filter(is_own);
+    let runtime = || std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(is_own);
+    let path = match run.or_else(runtime) {
+        Some(base) => base.join("k15core"),
+        None => PathBuf::from(format!("/tmp/k15core-{user}")),
     };
     match DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -135,11 +135,22 @@ impl Sandbox {
         }
         let entry = registry::Entry::new(&host)?;
         let janitor = Janitor::start(&options.spawner, entry.path())?;
-        let users = Arc::new(Users::of_process(std::process::id()));
+        let is_privileged = capability::is_privileged();
+        let users = Arc::new(if is_privileged {
+            Users::of_process(std::process::id())
+        } else {
+            Users::of_ordinary_user()
+        });
         let name = entry.name.clone();
         let spawner = options.spawner.clone();
         let runner: Box<dyn Runner> = match options.runner.as_str() {
             "auto" | "direct" => Box::new(Direct::new(spawner, plan, host, name, users)),
+            name if RUNNERS.contains(&name) && !is_privileged => {
+                return Err(Error::Missing {
+                    what: "root, which every runner but direct needs",
+                    remedy: "Run it as root, or with runner auto or direct",
+                });
+            }
             "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
             "warm" => {
                 let direct = Direct::new(spawner, plan, host, name, users);

@@ -8,6 +8,7 @@ use super::{Runner, RunnerSlot};
 use crate::cgroup::{Group, Host};
 use crate::rootfs::Plan;
 use crate::slot::{Request, Slot};
+use crate::spawner::user_namespace;
 use crate::{Job, Outcome, Result};
 
 /// Users that are given to runs in turn, so that two runs of a pool never share one, nor do two that
@@ -15,6 +16,7 @@ use crate::{Job, Outcome, Result};
 #[derive(Debug)]
 pub(crate) struct Users {
     first: u32,
+    count: u32,
     next: AtomicU32,
 }
 
@@ -27,11 +29,17 @@ impl Users {
 
     /// The users of the pool of process `pid`.
     pub(crate) fn of_process(pid: u32) -> Self {
-        Self { first: Self::START + (pid % Self::RANGES) * Self::COUNT, next: AtomicU32::new(0) }
+        let first = Self::START + (pid % Self::RANGES) * Self::COUNT;
+        Self { first, count: Self::COUNT, next: AtomicU32::new(0) }
+    }
+
+    /// The one user that an ordinary user's runs can be: each slot has a user namespace of its own.
+    pub(crate) fn of_ordinary_user() -> Self {
+        Self { first: user_namespace::USER, count: 1, next: AtomicU32::new(0) }
     }
 
     pub(crate) fn take(&self) -> u32 {
-        self.first + self.next.fetch_add(1, Ordering::Relaxed) % Self::COUNT
+        self.first + self.next.fetch_add(1, Ordering::Relaxed) % self.count
     }
 }
 

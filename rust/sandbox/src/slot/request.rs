@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::job::WORK_DIRECTORY;
 use crate::protocol::{Disk, MAX_MESSAGE, MAX_PIECE, RUN, STAGE};
+use crate::spawner::user_namespace;
 use crate::sys::socket;
 use crate::wire::Writer;
 use crate::{Error, Job, Limits, Result};
@@ -90,7 +91,8 @@ impl<'a> Request<'a> {
         let mut writer = Writer::new(RUN);
         disk.write(&mut writer);
         writer.word(user);
-        write_limits(&mut writer, &job.limits);
+        let beside = if user == user_namespace::USER { user_namespace::OWN_PROCESSES } else { 0 };
+        write_limits(&mut writer, &job.limits, beside);
         writer.string(WORK_DIRECTORY);
         writer.string(&job.program);
         for words in [&job.arguments, &job.environment] {
@@ -115,7 +117,8 @@ fn send(to: BorrowedFd<'_>, writer: &Writer, descriptors: &[BorrowedFd<'_>]) -> 
 }
 
 /// The limits that a process carries itself: second fences behind the slot's watch and the cgroup.
-fn write_limits(writer: &mut Writer, limits: &Limits) {
+/// `beside` is how many processes the run's user has besides the run's.
+fn write_limits(writer: &mut Writer, limits: &Limits, beside: u64) {
     // One second later than the slot's watch would, whose verdict is the better one.
     let seconds = limits.cpu_time.as_secs() + 1 + u64::from(limits.cpu_time.subsec_nanos() > 0);
     let same = [
@@ -123,7 +126,7 @@ fn write_limits(writer: &mut Writer, limits: &Limits) {
         (libc::RLIMIT_FSIZE, limits.disk_bytes),
         (libc::RLIMIT_STACK, limits.stack_bytes),
         (libc::RLIMIT_NOFILE, limits.open_files),
-        (libc::RLIMIT_NPROC, limits.processes), // of its user, which no other run has
+        (libc::RLIMIT_NPROC, limits.processes + beside), // of its user, which no other run has
     ];
     writer.count(same.len());
     for (resource, value) in same {

@@ -135,6 +135,8 @@ fn become_program(call: &mut Program<'_>) -> Result<Never, Errno> {
     descriptor::close_on_exec_from(3)?;
     call.report.enter(Stage::User);
     credentials::set_user(order.user)?;
+    // A change of user takes them away, except in a user namespace, where it changes to itself.
+    credentials::drop_capabilities()?;
     call.report.enter(Stage::Directory);
     descriptor::change_directory(order.directory)?;
     process::block_signals(false)?;

@@ -13,6 +13,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::user_namespace;
 use crate::protocol::Disk;
 use crate::sys::{Errno, Result, descriptor, mount};
 
@@ -35,7 +36,9 @@ impl RunFiles {
         let options = [(c"size", &*size), (c"nr_inodes", &*inodes), (c"mode", c"1777")];
         let attributes = mount::attribute::NO_SUID | mount::attribute::NO_DEV;
         let mount = mount::detached(c"tmpfs", &options, attributes)?;
-        Ok(Self { disk, mount, staged: Some(Vec::new()) })
+        // Where the run's user is ours, its root is the run's, and what it did to that would stay.
+        let staged = (!user_namespace::is_entered()).then(Vec::new);
+        Ok(Self { disk, mount, staged })
     }
 
     /// Whether it is of this size.

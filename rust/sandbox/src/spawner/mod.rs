@@ -22,6 +22,7 @@ mod container_world;
 mod files;
 mod order;
 mod setup;
+pub(crate) mod user_namespace;
 mod zygote;
 
 use std::fs;
@@ -39,7 +40,7 @@ use crate::sys::descriptor::Poll;
 use crate::sys::socket::Received;
 use crate::sys::{Errno, descriptor, process, socket};
 use crate::wire::{Reader, Writer};
-use crate::{Error, Result};
+use crate::{Error, Result, capability};
 use child::{Init, Program, Report};
 use container::Container;
 pub(crate) use container_init::CAPABILITIES;
@@ -117,6 +118,14 @@ pub fn serve(socket: BorrowedFd<'_>, parent: i32) -> Result<()> {
         return Err(Error::SlotBroken("the parent died before its spawner was ready".into()));
     }
     descriptor::close_on_exec_from(0).step(|| "mark descriptors".into())?;
+    if !capability::is_privileged()
+        && let Err(error) = user_namespace::enter()
+    {
+        let mut writer = Writer::new(FAILED);
+        writer.string(&error.to_string().replace('\0', ""));
+        let _ = socket::send(socket, [writer.as_slice(), &[], &[]], &[]);
+        return Err(error);
+    }
     process::reset_signals();
     process::block_signals(true).step(|| "block signals".into())?;
     // No terminal: neither for this process nor for what it starts.

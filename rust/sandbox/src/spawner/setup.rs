@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use super::user_namespace;
 use crate::error::Step;
 use crate::rootfs::{Bind, Plan};
 use crate::sys::credentials::{self, capability};
@@ -77,9 +78,19 @@ pub(super) fn limit_all_runs() -> Result<()> {
 fn make_root(plan: &Plan) -> Result<()> {
     // The views are taken before the staging directory hides anything.
     let parts = Parts::collect(plan)?;
+    // In a user namespace the kernel mounts a /proc only beside one that is seen as a whole already. Every
+    // run mounts its own over it.
+    let processes = match user_namespace::is_entered() {
+        true => Some(view(Path::new("/proc"), 0)?),
+        false => None,
+    };
     let root = new_root()?;
     enter_staging(&root)?;
     parts.put_together(Path::new(STAGING))?;
+    if let Some(processes) = processes {
+        let target = path_string(&Path::new(STAGING).join("proc"))?;
+        mount::attach(processes.as_fd(), &target).step(|| "attach /proc".into())?;
+    }
     mount::set_attributes(root.as_fd(), READ_ONLY).step(|| "make the root read-only".into())?;
     mount::pivot_into_working_directory().step(|| "change to the root".into())
 }
@@ -109,10 +120,7 @@ impl<'a> Parts<'a> {
     pub(super) fn collect(plan: &'a Plan) -> Result<Self> {
         let mut views = Vec::with_capacity(plan.binds.len());
         for bind in &plan.binds {
-            let step = || format!("bind {}", bind.source.display());
-            let view = mount::view(&path_string(&bind.source)?).step(step)?;
-            mount::set_attributes(view.as_fd(), READ_ONLY | mount::attribute::NO_DEV).step(step)?;
-            views.push((view, bind));
+            views.push((view(&bind.source, mount::attribute::NO_DEV)?, bind));
         }
         let copies = plan.copies.iter().map(|copy| (read_tree(&copy.source), &*copy.target));
         Ok(Self { plan, views, copies: copies.collect() })
@@ -140,10 +148,34 @@ impl<'a> Parts<'a> {
     }
 }
 
+/// A read-only view of what is at `source`, with more attributes. In a user namespace the mounts below it
+/// are seen too: what they hide must stay hidden.
+fn view(source: &Path, more: u64) -> Result<OwnedFd> {
+    let (path, attributes) = (path_string(source)?, READ_ONLY | more);
+    let take = || -> sys::Result<OwnedFd> {
+        if user_namespace::is_entered() {
+            let view = mount::view_of_all(&path)?;
+            mount::set_attributes_of_all(view.as_fd(), attributes)?;
+            Ok(view)
+        } else {
+            let view = mount::view(&path)?;
+            mount::set_attributes(view.as_fd(), attributes)?;
+            Ok(view)
+        }
+    };
+    take().step(|| format!("bind {}", source.display()))
+}
+
 fn make_devices(root: &Path) -> Result<()> {
     let directory = root.join("dev");
     for (name, minor) in DEVICES {
         let path = directory.join(name);
+        if user_namespace::is_entered() {
+            // No user namespace makes devices: the host's own are seen.
+            let source = Path::new("/dev").join(name);
+            attach_view(&view(&source, 0)?, &source, &path)?;
+            continue;
+        }
         descriptor::make_device(&path_string(&path)?, 1, minor, 0o666)
             .step(|| format!("make /dev/{name}"))?;
         // The mode above is cut by the umask.
@@ -234,8 +266,12 @@ pub(super) fn path_string(path: &Path) -> Result<CString> {
 /// Keeps what making a run needs, for as long as it is the spawner's: programs get nothing of it.
 fn drop_privileges(has_zygotes: bool) -> Result<()> {
     let key = process::random_words().step(|| "draw the setup key".into())?[0];
-    credentials::leave_groups().step(|| "leave groups".into())?;
-    credentials::set_group(GROUP).step(|| "change to the runs' group".into())?;
+    if user_namespace::is_entered() {
+        process::close_memory().step(|| "close the spawner's memory".into())?;
+    } else {
+        credentials::leave_groups().step(|| "leave groups".into())?;
+        credentials::set_group(GROUP).step(|| "change to the runs' group".into())?;
+    }
     let keep = [
         capability::CHOWN,
         capability::DAC_OVERRIDE,

@@ -90,6 +90,20 @@ fn capability_sets() -> Result<[u64; 3]> {
     Ok([join(0), join(1), join(2)])
 }
 
+/// The user and the group that this process acts as.
+#[must_use]
+pub fn user_and_group() -> (u32, u32) {
+    // SAFETY: no arguments; these two cannot fail.
+    let ask = |number| unsafe { syscall(number, [0; 6]) }.unwrap_or_default();
+    let id = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    (id(ask(libc::SYS_geteuid)), id(ask(libc::SYS_getegid)))
+}
+
+/// Gives up every capability. For a child about to exec.
+pub fn drop_capabilities() -> Result<()> {
+    set_capabilities([0; 3])
+}
+
 fn set_capabilities(sets: [u64; 3]) -> Result<()> {
     let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
     let [low, high] = [sets.map(half), sets.map(|bits| half(bits >> 32))];

@@ -72,6 +72,14 @@ pub fn view(source: &CStr) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_open_tree, arguments) }.map(own)
 }
 
+/// A detached second view of what is at `source`, with the mounts below it.
+pub fn view_of_all(source: &CStr) -> Result<OwnedFd> {
+    let flags = word(OPEN_TREE_CLONE | AT_RECURSIVE | libc::O_CLOEXEC);
+    let arguments = [word(libc::AT_FDCWD), source.as_ptr() as usize, flags, 0, 0, setup_key()];
+    // SAFETY: `source` ends in NUL and outlives the call.
+    unsafe { syscall(libc::SYS_open_tree, arguments) }.map(own)
+}
+
 /// A detached second view of the root of a mount, given by a descriptor of it.
 pub fn second_view(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = word(OPEN_TREE_CLONE | libc::O_CLOEXEC | libc::AT_EMPTY_PATH);
@@ -83,11 +91,20 @@ pub fn second_view(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 /// Sets attributes of a mount, given by a descriptor of it.
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
+    change(mount, attributes, 0)
+}
+
+/// Sets attributes of a mount, given by a descriptor of it, and of those below it.
+pub fn set_attributes_of_all(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
+    change(mount, attributes, AT_RECURSIVE)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: u64, flags: i32) -> Result<()> {
     let change = [attributes, 0, 0, 0]; // struct mount_attr: set, clear, propagation, user namespace
     let arguments = [
         word(mount.as_raw_fd()),
         c"".as_ptr() as usize,
-        word(libc::AT_EMPTY_PATH),
+        word(libc::AT_EMPTY_PATH | flags),
         change.as_ptr() as usize,
         size_of_val(&change),
         setup_key(),

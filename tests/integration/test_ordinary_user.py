@@ -1,0 +1,228 @@
+"""The sandbox without privileges: a user namespace, and whatever cgroups there are.
+
+Run by root, one test here runs the attacks, the sandbox's own tests and the others of this file
+again as an ordinary user, once with cgroups of that user and once without. Run by an ordinary user,
+the others run directly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ordinary_user
+import pytest
+
+from k15core.errors import InvalidInputError, SandboxError, UnenforceableError
+from k15core.sandbox import Limits, Sandbox, examine
+
+ALLOWED = ("memory_bytes", "cpu_seconds")
+SANDBOX_TESTS = ["tests/integration/test_sandbox.py", "tests/integration/test_ordinary_user.py"]
+
+
+@pytest.mark.parametrize("delegated", [True, False], ids=["with-cgroups", "without-cgroups"])
+def test_all_of_it_as_an_ordinary_user(delegated: bool) -> None:
+    ordinary_user.need()
+    if delegated and not ordinary_user.can_delegate():
+        pytest.skip("cgroups can be given to a user by this test on hosts with cgroup v1 only")
+    attacks = ["tests/attacks"] if delegated else []
+    ended = ordinary_user.run(*SANDBOX_TESTS, *attacks, delegated=delegated)
+    assert ended.returncode == 0, ended.stdout[-8000:]
+    passed = int(ended.stdout.split(" passed")[0].split()[-1])
+    assert passed >= (120 if delegated else 8), ended.stdout[-2000:]
+
+
+def need_ordinary() -> None:
+    if os.getuid() == 0:
+        pytest.skip("run as an ordinary user by test_all_of_it_as_an_ordinary_user")
+    isolation = examine().capabilities[0]
+    if not isolation.enforced:
+        pytest.skip(f"{isolation.how}. {isolation.remedy}")
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    need_ordinary()
+    with Sandbox(slots=2, least_slots=2, allow_unenforced=ALLOWED) as sandbox:
+        yield sandbox
+
+
+def test_what_a_run_is(sandbox: Sandbox) -> None:
+    source = """
+import os
+status = dict(line.split(":\\t") for line in open("/proc/self/status") if ":\\t" in line)
+names = ("Uid", "Gid", "NoNewPrivs", "Seccomp", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NSpid")
+for name in names:
+    print(name, *status[name].split())
+print(os.listdir("/proc"), os.uname().nodename)
+"""
+    result = sandbox.run(source, language="python")
+    none = "0" * 16
+    assert result.stdout.decode().splitlines() == [
+        "Uid 65534 65534 65534 65534",
+        "Gid 65534 65534 65534 65534",
+        "NoNewPrivs 1",
+        "Seccomp 2",
+        f"CapPrm {none}",
+        f"CapEff {none}",
+        f"CapBnd {none}",
+        f"CapAmb {none}",
+        "NSpid 2",
+        "['self', 'thread-self', '2'] sandbox",
+    ], result
+
+
+def test_no_process_of_the_same_user_can_be_reached(sandbox: Sandbox) -> None:
+    pids = [
+        int(path.name)
+        for path in Path("/proc").glob("[0-9]*")
+        if path.exists() and path.stat().st_uid in (os.getuid(), 0)
+    ]
+    assert os.getpid() in pids
+    source = """
+import os, resource, sys, time
+for pid in map(int, sys.argv[1:]):
+    if pid in (1, 2):
+        continue
+    try:
+        os.kill(pid, 9)
+        print("BREACH: killed", pid)
+    except ProcessLookupError:
+        pass
+    if os.path.exists(f"/proc/{pid}"):
+        print("BREACH: sees", pid)
+# Init is of this user, so that the kernel lets these through; they must change nothing.
+for number in (9, 19, 2, 15):
+    os.kill(1, number)
+resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))
+for name in ("mem", "environ", "maps", "fd", "root"):
+    try:
+        path = f"/proc/1/{name}"
+        print("BREACH:", os.listdir(path) if name == "fd" else open(path, "rb").read(1))
+    except OSError:
+        pass
+time.sleep(0.1)
+print("alive")
+"""
+    slow = threading.Thread(target=lambda: sandbox.run("sleep 1", language="bash"))
+    slow.start()
+    time.sleep(0.2)
+    result = sandbox.run(source, language="python", arguments=[str(pid) for pid in pids])
+    slow.join()
+    assert (result.verdict, result.stdout) == ("ok", b"alive\n"), result
+
+
+def test_what_a_run_does_to_its_own_directory_is_not_there_for_the_next(sandbox: Sandbox) -> None:
+    for _ in range(4):
+        look = "stat -c '%a %u' /tmp; chmod 700 /tmp; touch -d @1 /tmp; echo x > /tmp/y"
+        assert sandbox.run(look, language="bash").stdout == b"1777 65534\n"
+
+
+def test_processes_are_limited(sandbox: Sandbox) -> None:
+    source = """
+import os, time
+made = 0
+try:
+    while made < 100:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        made += 1
+except OSError:
+    pass
+print(made)
+"""
+    result = sandbox.run(source, language="python", limits=Limits(processes=12))
+    assert (result.verdict, result.stdout) == ("ok", b"11\n"), result
+    # The runs of the other slot are counted apart.
+    assert sandbox.run("echo 1 | cat", language="bash", limits=Limits(processes=4)).verdict == "ok"
+
+
+def test_what_cannot_be_enforced_is_refused_with_the_way_to_get_it() -> None:
+    need_ordinary()
+    found = {each.name: each for each in examine().capabilities}
+    assert found["isolation"].how.startswith("a user namespace")
+    if found["memory_bytes"].enforced:
+        with Sandbox(slots=1) as sandbox:
+            limits = Limits(memory_bytes=32 << 20)
+            result = sandbox.run("x = bytearray(1 << 28)", language="python", limits=limits)
+            assert result.verdict == "memory_limit"
+        return
+    with pytest.raises(UnenforceableError, match=r"this host cannot enforce memory_bytes: .*Deleg"):
+        Sandbox(slots=1)
+    with pytest.raises(UnenforceableError, match=r"this host cannot enforce cpu_seconds"):
+        Sandbox(slots=1, allow_unenforced=["memory_bytes"])
+    with Sandbox(slots=1, allow_unenforced=ALLOWED) as sandbox:
+        with pytest.raises(UnenforceableError, match=r"this host cannot enforce cpus: .*Delegate"):
+            sandbox.run("", language="bash", limits=Limits(cpus=0.5))
+        assert sandbox.run("echo 1", language="bash").stdout == b"1\n"
+        spin = "while True: pass"
+        # Each process's own clock is still a limit; it looks in whole seconds.
+        limits = Limits(cpu_seconds=0.5, wall_seconds=20)
+        assert sandbox.run(spin, language="python", limits=limits).verdict == "cpu_limit"
+
+
+def test_what_needs_root_says_so() -> None:
+    need_ordinary()
+    with pytest.raises(SandboxError, match="root, which every runner but direct needs, is missing"):
+        Sandbox(slots=1, runner="crun", allow_unenforced=ALLOWED)
+
+
+NESTED = """
+import json
+from k15core.sandbox import Sandbox, examine
+isolation = examine().capabilities[0]
+try:
+    with Sandbox(slots=1, allow_unenforced=["memory_bytes", "cpu_seconds"]) as sandbox:
+        result = sandbox.run("id -u", language="bash")
+        said = [result.verdict, result.stdout.decode(), result.message]
+except Exception as error:
+    said = [type(error).__name__, str(error), ""]
+print(json.dumps([isolation.enforced, said]))
+"""
+
+
+def in_user_namespace(before: str) -> list[object]:
+    """What NESTED says as root of another user namespace, after the shell command `before`."""
+    need_ordinary()
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is missing: apt install util-linux")
+    command = ["unshare", "-Ur", "sh", "-ec", f'{before}; exec "$@"', "sh", sys.executable, "-c"]
+    ended = subprocess.run([*command, NESTED], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended
+    told: list[object] = json.loads(ended.stdout)
+    return told
+
+
+def test_root_of_a_user_namespace_is_an_ordinary_user() -> None:
+    assert in_user_namespace("true") == [True, ["ok", "65534\n", ""]]
+
+
+def test_where_user_namespaces_are_off_it_names_the_setting() -> None:
+    off = "echo 0 > /proc/sys/user/max_user_namespaces"
+    enforced, (kind, said, _) = in_user_namespace(off)  # type: ignore[misc]
+    assert (enforced, kind) == (False, "UnenforceableError")
+    assert "sysctl -w user.max_user_namespaces=10000" in said
+
+
+def test_leftovers_are_entered_where_only_this_user_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_ordinary()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with Sandbox(slots=1, allow_unenforced=ALLOWED):
+        folder = tmp_path / "k15core"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert [path.name.split("-")[1] for path in folder.iterdir()] == [str(os.getpid())]
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o770)
+    with pytest.raises(InvalidInputError, match="a directory that only this user can write to"):
+        Sandbox(slots=1, allow_unenforced=ALLOWED)
