@@ -3,10 +3,12 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.lock
 SEED ?= 0
+RUNNER ?= direct
+RUNS ?= 100000
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench clean
+.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +51,9 @@ lint: build ## formatting, lints, types, the stub gate
 fmt: $(VENV)/.ready ## format everything
 	@cargo fmt --all
 	@$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+
+soak: build ## 100,000 sandboxed runs in a row while slots are killed; RUNNER=name and RUNS=n pick others
+	@PYTHONPATH=tests $(PY) -m soak --runner $(RUNNER) --runs $(RUNS)
 
 bench: build ## measure the claims against their peers; writes bench/out/summary.json
 	@$(PY) -m bench

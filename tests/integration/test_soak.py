@@ -1,0 +1,20 @@
+"""Some hundred runs of the soak, against every runner; `make soak` makes 100,000."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from sandboxes import RUNNERS, need
+from soak.__main__ import soak
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_no_verdict_is_lost_when_slots_are_killed(runner: str) -> None:
+    need(runner)
+    if shutil.which("gcc") is None:
+        pytest.skip("the soak's program is compiled: install gcc")
+    done = soak(600, runner=runner, slots=4, seed=1, tell=lambda _: None)
+    assert done.faults() == []
+    assert sum(done.kills.values()) > 3
+    assert done.runs == sum(done.endings.values()) == 600

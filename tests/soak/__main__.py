@@ -1,0 +1,180 @@
+"""Many runs in a row with known verdicts, while slots are killed at random: `make soak`.
+
+No verdict may be wrong or missing, and nothing may grow: processes, mounts, cgroups, descriptors,
+memory. `soak()` is what tests/integration/test_soak.py runs for a moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from k15core.sandbox import Limits, Sandbox
+from soak.endings import ENDINGS, Ending
+from soak.host import COUNTED, count, kill_one
+
+KILL_EVERY = 0.1
+"""Seconds between kills, on average."""
+GROWTH = 16 << 10
+"""KiB by which this process's memory may grow after the first tenth: a leak of 0.2 KiB a run."""
+
+
+@dataclass
+class Soak:
+    """What came of it."""
+
+    runs: int = 0
+    endings: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What was counted, by when: `before`, `a tenth`, `all`, `after`."""
+    seconds: float = 0.0
+
+    def faults(self) -> list[str]:
+        """What was not as it should be, in words."""
+        found = self.wrong[:20]
+        before, tenth, last, after = self.counts.values()
+        for name in COUNTED:
+            if last[name] > tenth[name]:
+                found.append(f"{name} grew from {tenth[name]} to {last[name]}")
+            if after[name] > before[name]:
+                found.append(f"{name}: {after[name]} after closing, {before[name]} before")
+        if last["resident"] > tenth["resident"] + GROWTH:
+            found.append(f"memory grew from {tenth['resident']} to {last['resident']} KiB")
+        return found
+
+
+def soak(runs: int, *, runner: str, slots: int, seed: int, tell: Callable[[Soak], None]) -> Soak:
+    """Make `runs` runs in `slots` slots of `runner`; `tell` is called now and then."""
+    done = Soak()
+    with tempfile.TemporaryDirectory() as folder:
+        shown = Path(folder) / "soak"  # the folder itself is its owner's alone
+        shown.mkdir(mode=0o755)
+        source = Path(__file__).with_name("program.c")
+        subprocess.run(["gcc", "-O1", "-static", "-o", shown / "program", source], check=True)
+        done.counts["before"] = count()
+        start = time.monotonic()
+        with Sandbox(runner=runner, slots=slots, binds={"/soak": shown}) as sandbox:
+            for upto, when in [(runs // 10, "a tenth"), (runs, "all")]:
+                work_until(upto, sandbox, done, seed, tell)
+                fill(sandbox, slots)
+                done.counts[when] = count()
+        done.seconds = time.monotonic() - start
+    done.counts["after"] = count()
+    return done
+
+
+def work_until(
+    upto: int, sandbox: Sandbox, done: Soak, seed: int, tell: Callable[[Soak], None]
+) -> None:
+    lock, over = threading.Lock(), threading.Event()
+    weights = [ending.weight for ending in ENDINGS]
+
+    def work() -> None:
+        while True:
+            with lock:
+                number = done.runs
+                if number >= upto:
+                    return
+                done.runs += 1
+            (ending,) = random.Random(f"{seed} {number}").choices(ENDINGS, weights)
+            fault = run(sandbox, ending, number)
+            with lock:
+                done.endings[ending.name] += 1
+                done.wrong += [fault] if fault else []
+
+    def kill() -> None:
+        draws = random.Random(f"{seed} kills {upto}")
+        while not over.wait(draws.expovariate(1 / KILL_EVERY)):
+            if name := kill_one(draws):
+                done.kills[name] += 1
+
+    workers = [threading.Thread(target=work) for _ in range(sandbox.slots)]
+    killer = threading.Thread(target=kill)
+    for thread in [*workers, killer]:
+        thread.start()
+    for thread in workers:
+        while thread.is_alive():
+            thread.join(timeout=1)
+            tell(done)
+    over.set()
+    killer.join()
+
+
+def run(sandbox: Sandbox, ending: Ending, number: int) -> str:
+    """One run; what is wrong with its result, or ""."""
+    word = str(number)
+    result = sandbox.execute(
+        ["/soak/program", ending.name, word],
+        stdin=word.encode() if ending.reads else b"",
+        fetch=["made"] if ending.makes else [],
+        limits=ending.limits,
+    )
+    return "" if ending.fits(result, number, word) else f"{ending.name} {number}: {result}"
+
+
+def fill(sandbox: Sandbox, slots: int) -> None:
+    """Have every slot open: those that were killed are replaced when they are needed."""
+    limits = Limits(wall_seconds=1)
+    arguments = ["/soak/program", "sleep", "."]
+    for _ in range(2):  # so long that no slot takes two
+        threads = [
+            threading.Thread(target=sandbox.execute, args=(arguments,), kwargs={"limits": limits})
+            for _ in range(slots)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def table(done: Soak) -> str:
+    rate = done.runs / done.seconds
+    lines = [f"{done.runs:,} runs in {done.seconds:.0f} s, {rate:,.0f} a second"]
+    verdicts = {ending.name: ending.verdict for ending in ENDINGS}
+    lines += [f"  {name:8} {done.endings[name]:7,}  {verdicts[name]}" for name in verdicts]
+    kills = ", ".join(f"{number} {name}s" for name, number in sorted(done.kills.items()))
+    lines += [f"killed meanwhile: {kills or 'nothing'}", f"wrong or missing: {len(done.wrong)}"]
+    lines.append(" " * 18 + "".join(f"{when:>10}" for when in done.counts))
+    for name in (*COUNTED, "resident"):
+        lines.append(f"  {name:16}" + "".join(f"{one[name]:10,}" for one in done.counts.values()))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(prog="soak", description=__doc__)
+    words.add_argument("--runs", type=int, default=100_000)
+    words.add_argument("--runner", default="direct")
+    words.add_argument("--slots", type=int, default=8)
+    words.add_argument("--seed", type=int, default=0)
+    given = words.parse_args()
+    start, told = time.monotonic(), [0.0]
+
+    def tell(done: Soak) -> None:
+        now = time.monotonic()
+        if now - told[0] > (0.5 if sys.stdout.isatty() else 10):
+            told[0] = now
+            kills, rate = sum(done.kills.values()), done.runs / (now - start)
+            line = f"{done.runs:,} of {given.runs:,} runs, {rate:,.0f} a second, {kills} kills,"
+            end = "\r" if sys.stdout.isatty() else "\n"
+            print(f"{line} {len(done.wrong)} wrong", end=end, flush=True)
+
+    done = soak(given.runs, runner=given.runner, slots=given.slots, seed=given.seed, tell=tell)
+    print(table(done))
+    faults = done.faults()
+    print("\n".join(faults) or "nothing wrong, nothing grew")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
