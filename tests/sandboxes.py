@@ -82,6 +82,26 @@ def registry() -> Path:
     return base / "k15core" if base.is_dir() else Path(f"/tmp/k15core-{user}")
 
 
+def children(pid: int) -> list[int]:
+    """The processes whose parent is `pid`."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, task.read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process `pid` that has not ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def groups(owner: int | None = None) -> list[Path]:
     """Directories of pools of process `owner` (this) in the host's cgroups."""
     start = f"k15core-{owner or _own_pid()}-"

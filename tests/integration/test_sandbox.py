@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from sandboxes import RUNNERS, groups, need, registry, run_processes, spawners
+from sandboxes import RUNNERS, alive, children, groups, need, registry, run_processes, spawners
 
 from k15core.errors import InvalidInputError, SandboxError
 from k15core.sandbox import Limits, Sandbox, Submission
@@ -161,6 +163,26 @@ def test_a_spawner_killed_in_the_middle_of_a_run_costs_no_verdict(sandbox: Sandb
         return [(await task).stdout for task in tasks]
 
     assert asyncio.run(kill_in_the_middle()) == [b"here\n"] * 2
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_slot_ends_with_its_guard_and_what_runs_in_it_too(runner: str) -> None:
+    need(runner)
+    others = spawners()
+    with Sandbox(slots=1, runner=runner) as sandbox, ThreadPoolExecutor(1) as thread:
+        run = thread.submit(sandbox.run, "sleep 1; echo here", language="bash")
+        time.sleep(0.5)
+        (guard,) = spawners() - others
+        below = children(guard)
+        running = run_processes()
+        assert below
+        assert running
+        os.kill(guard, signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while any(map(alive, below)) or set(running) & set(run_processes()):
+            assert time.monotonic() < deadline, (below, run_processes())
+            time.sleep(0.01)
+        assert run.result().stdout == b"here\n"
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from k15core.errors import SandboxError
 from k15core.sandbox import Limits, Sandbox
 from soak.endings import ENDINGS, Ending
 from soak.host import COUNTED, count, kill_one
 
-KILL_EVERY = 0.1
-"""Seconds between kills, on average."""
+KILL_EVERY = 0.4
+"""Seconds between kills, on average: a run that meets three in a row has no verdict."""
 GROWTH = 16 << 10
 """KiB by which this process's memory may grow after the first tenth: a leak of 0.2 KiB a run."""
 
@@ -114,12 +115,15 @@ def work_until(
 def run(sandbox: Sandbox, ending: Ending, number: int) -> str:
     """One run; what is wrong with its result, or ""."""
     word = str(number)
-    result = sandbox.execute(
-        ["/soak/program", ending.name, word],
-        stdin=word.encode() if ending.reads else b"",
-        fetch=["made"] if ending.makes else [],
-        limits=ending.limits,
-    )
+    try:
+        result = sandbox.execute(
+            ["/soak/program", ending.name, word],
+            stdin=word.encode() if ending.reads else b"",
+            fetch=["made"] if ending.makes else [],
+            limits=ending.limits,
+        )
+    except SandboxError as error:
+        return f"{ending.name} {number}: no verdict: {error}"
     return "" if ending.fits(result, number, word) else f"{ending.name} {number}: {result}"
 
 

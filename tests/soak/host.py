@@ -7,7 +7,7 @@ import random
 import signal
 from pathlib import Path
 
-from sandboxes import groups, run_processes
+from sandboxes import children, groups, run_processes
 
 COUNTED = ("processes", "runs' processes", "threads", "descriptors", "mounts", "cgroups", "pools")
 
@@ -26,16 +26,6 @@ def count() -> dict[str, int]:
         len(list(Path("/run/k15core").glob(f"k15core-{os.getpid()}-*"))),
     ]
     return dict(zip(COUNTED, made, strict=True)) | {"resident": resident}
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += map(int, task.read_text().split())
-        except OSError:
-            continue
-    return found
 
 
 def below(pid: int) -> list[int]:

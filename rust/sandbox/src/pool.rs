@@ -272,6 +272,16 @@ impl Shared {
     }
 }
 
+/// A step that failed because a process of the slot was killed meanwhile says nothing of this host.
+fn broken_if_killed(error: Error) -> Error {
+    match error {
+        Error::System { step, source } if source.raw_os_error() == Some(libc::ESRCH) => {
+            Error::SlotBroken(format!("cannot {step}: a process of it was killed"))
+        }
+        other => other,
+    }
+}
+
 /// The keeper's life: opens slots when asked, closes those that have nothing to do.
 fn keep(shared: &Shared, inbox: &Receiver<Sender<Result<Entry>>>) {
     let mut number = 0;
@@ -279,7 +289,7 @@ fn keep(shared: &Shared, inbox: &Receiver<Sender<Result<Entry>>>) {
         match inbox.recv_timeout(IDLE / 4) {
             Ok(answer) => {
                 number += 1;
-                let opened = shared.runner.open(number);
+                let opened = shared.runner.open(number).map_err(broken_if_killed);
                 let entry = opened.map(|slot| Entry { slot, since: Instant::now() });
                 // Nobody waits for it any more if that fails: the slot is closed again.
                 let _ = answer.send(entry);

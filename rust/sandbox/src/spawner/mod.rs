@@ -61,6 +61,8 @@ const SPAWNER_STACK: usize = 512 << 10;
 /// The state of a spawner.
 struct Spawner<'a> {
     socket: BorrowedFd<'a>,
+    /// The process that started it, readable when it is dead.
+    guard: BorrowedFd<'a>,
     /// Itself, by which init sees whether it is alive.
     own_pidfd: OwnedFd,
     /// The cgroup (v2) that runs start in.
@@ -159,11 +161,7 @@ fn be_spawner(service: &mut Service<'_>) -> ! {
 }
 
 fn serve_runs(service: &Service<'_>) -> Result<()> {
-    process::die_with_parent().step(|| "tie the spawner to its guard".into())?;
-    let mut guard = [Poll::readable(Some(service.guard.as_fd()))];
-    if descriptor::poll(&mut guard, Some(Duration::ZERO)) != Ok(0) {
-        return Err(Error::SlotBroken("the guard died before its spawner was ready".into()));
-    }
+    stay_with(service.guard.as_fd())?;
     // Runs inherit it: of all that shares a memory limit with them, they go first.
     fs::write("/proc/self/oom_score_adj", "1000").step(|| "raise the OOM score".into())?;
     let own_pid = std::process::id();
@@ -172,6 +170,7 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
     let socket = service.socket;
     let mut spawner = Spawner {
         socket,
+        guard: service.guard.as_fd(),
         own_pidfd,
         sockets: None,
         is_worn_out: false,
@@ -203,6 +202,16 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Ties this process's life to the guard's.
+fn stay_with(guard: BorrowedFd<'_>) -> Result<()> {
+    process::die_with_parent().step(|| "tie the spawner to its guard".into())?;
+    let mut guard = [Poll::readable(Some(guard))];
+    if descriptor::poll(&mut guard, Some(Duration::ZERO)) != Ok(0) {
+        return Err(Error::SlotBroken("the guard died before its spawner was ready".into()));
+    }
+    Ok(())
 }
 
 impl Spawner<'_> {
@@ -252,7 +261,8 @@ impl Spawner<'_> {
 
     /// Tells how setting up went.
     fn tell(&self, result: Result<()>) -> Result<()> {
-        match result {
+        // A change of user or group unties a process from its parent.
+        match result.and_then(|()| stay_with(self.guard)) {
             Ok(()) => self.send(&Writer::new(READY)),
             Err(error) => self.tell_failure(&error),
         }
