@@ -7,7 +7,7 @@ import random
 import signal
 from pathlib import Path
 
-from sandboxes import children, groups, run_processes
+from sandboxes import children, groups, registry, run_processes
 
 COUNTED = ("processes", "runs' processes", "threads", "descriptors", "mounts", "cgroups", "pools")
 
@@ -23,7 +23,7 @@ def count() -> dict[str, int]:
         len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - iterdir would count its own
         Path("/proc/self/mountinfo").read_text().count("\n"),
         sum(1 + sum(each.is_dir() for each in group.iterdir()) for group in groups()),
-        len(list(Path("/run/k15core").glob(f"k15core-{os.getpid()}-*"))),
+        len(list(registry().glob(f"k15core-{os.getpid()}-*"))),
     ]
     return dict(zip(COUNTED, made, strict=True)) | {"resident": resident}
 
