@@ -14,7 +14,8 @@ from pathlib import Path
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
-PROGRAMS = ("/bin/bash", "/bin/cat", "/bin/ls", "/bin/touch", "/bin/rm", "/bin/head", "/bin/stat")
+NAMES = ["bash", "cat", "chmod", "head", "ls", "rm", "stat", "touch"]
+PROGRAMS = [f"/bin/{name}" for name in NAMES]
 
 
 @dataclass

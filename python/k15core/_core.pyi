@@ -461,6 +461,7 @@ class SandboxPool:
         limits: dict[str, float | int],
         root: str | None,
         image_cache: str | PathLike[str] | None,
+        writable_root: bool,
         binds: Sequence[tuple[str | PathLike[str], str]],
         languages: Sequence[str],
         warm_modules: Sequence[str],

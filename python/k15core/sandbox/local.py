@@ -76,8 +76,11 @@ class Sandbox:
     `root` is a directory with another root file system, or an image of an OCI image layout on disk:
     "oci:DIRECTORY", or "oci:DIRECTORY:NAME" where it holds several. An image is unpacked once, into
     `image_cache` (/var/cache/k15core for root, else below ~/.cache), and its environment is the
-    runs' too; they start in /tmp all the same, where their files are. `binds` shows further files
-    or directories of the host, read-only: a path of the sandbox, and what is seen there.
+    runs' too; they start in /tmp all the same, where their files are. With `writable_root` each run
+    can change what its image has as the owner of all of it, and make files at the top of any root;
+    what it writes counts against `disk_bytes` and is gone when it ends (runners direct and crun).
+    `binds` shows further files or directories of the host, read-only: a path of the sandbox, and
+    what is seen there.
     `languages` are files of languages in TOML that add to the built-in table.
 
     A host that cannot enforce a limit is refused (UnenforceableError says what to do) unless
@@ -105,6 +108,7 @@ class Sandbox:
         least_slots: int = 1,
         root: str | os.PathLike[str] | None = None,
         image_cache: str | os.PathLike[str] | None = None,
+        writable_root: bool = False,
         binds: Mapping[str, str | os.PathLike[str]] | None = None,
         languages: Sequence[str | os.PathLike[str]] = (),
         warm_modules: Sequence[str] = (),
@@ -120,6 +124,7 @@ class Sandbox:
             limits=(limits or Limits()).given(),
             root=None if root is None else os.fspath(root),
             image_cache=image_cache,
+            writable_root=writable_root,
             binds=bind_list(binds),
             languages=[read_table(path) for path in languages],
             warm_modules=list(warm_modules),

@@ -43,7 +43,7 @@ pub struct SandboxPool {
 #[pymethods]
 impl SandboxPool {
     #[new]
-    #[pyo3(signature = (spawner, *, runner, slots, least_slots, limits, root, image_cache, binds, languages, warm_modules, warm_runs, allow_unenforced))]
+    #[pyo3(signature = (spawner, *, runner, slots, least_slots, limits, root, image_cache, writable_root, binds, languages, warm_modules, warm_runs, allow_unenforced))]
     #[expect(clippy::too_many_arguments, reason = "keywords, each with its own meaning")]
     fn new(
         py: Python<'_>,
@@ -54,6 +54,7 @@ impl SandboxPool {
         limits: &Bound<'_, PyDict>,
         root: Option<String>,
         image_cache: Option<PathBuf>,
+        writable_root: bool,
         binds: Vec<(PathBuf, String)>,
         languages: Vec<String>,
         warm_modules: Vec<String>,
@@ -68,6 +69,7 @@ impl SandboxPool {
             limits: changes(limits)?,
             root: root.as_deref().map_or(Source::Host, Source::parse),
             image_cache,
+            writable_root,
             binds: read_binds(binds),
             languages,
             warm_modules,

@@ -35,6 +35,8 @@ pub struct Options {
     pub root: Source,
     /// Where images are unpacked; `None`: the usual place.
     pub image_cache: Option<PathBuf>,
+    /// Whether runs can write to the root. What they write counts as theirs, and ends with them.
+    pub writable_root: bool,
     /// Directories and files of the host that runs see too, read-only.
     pub binds: Vec<Bind>,
     /// Tables of languages in TOML, over the built-in one.
@@ -59,6 +61,7 @@ impl Options {
             limits: LimitChanges::default(),
             root: Source::default(),
             image_cache: None,
+            writable_root: false,
             binds: Vec::new(),
             languages: Vec::new(),
             warm_modules: Vec::new(),
@@ -127,7 +130,7 @@ impl Sandbox {
         let default_limits = options.limits.apply(&Limits::default())?;
         let (root, image_environment) = options.root.unpacked(options.image_cache.as_deref())?;
         let environment = add(&ENVIRONMENT.map(str::to_owned), &image_environment);
-        let plan = Plan::new(&root, &options.binds)?;
+        let plan = Plan::new(&root, &options.binds, options.writable_root)?;
         let languages = languages(options, &plan)?;
         if !options.spawner.is_file() {
             let expected = "the spawner's binary (`make build` makes it)";
@@ -141,6 +144,12 @@ impl Sandbox {
         } else {
             Users::of_ordinary_user()
         });
+        if options.writable_root && !is_privileged {
+            return Err(Error::Missing {
+                what: "root, which a root that runs can write to needs",
+                remedy: "Run it as root, or without writable_root",
+            });
+        }
         let name = entry.name.clone();
         let spawner = options.spawner.clone();
         let runner: Box<dyn Runner> = match options.runner.as_str() {
@@ -152,6 +161,11 @@ impl Sandbox {
                 });
             }
             "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
+            "warm" if options.writable_root => {
+                let expected =
+                    "false: a warm interpreter has opened files of the root that is there";
+                return Err(Error::invalid("writable_root", true, expected));
+            }
             "warm" => {
                 let direct = Direct::new(spawner, plan, host, name, users);
                 Box::new(Warm::new(direct, warmth(&languages, options, &environment)?))
@@ -185,7 +199,7 @@ impl Sandbox {
     pub fn examine(options: &Options) -> Result<(Vec<Capability>, BTreeMap<String, String>)> {
         let capabilities = capability::capabilities(&Host::detect()?);
         let (root, _) = options.root.unpacked(options.image_cache.as_deref())?;
-        let plan = Plan::new(&root, &options.binds)?;
+        let plan = Plan::new(&root, &options.binds, options.writable_root)?;
         Ok((capabilities, languages(options, &plan)?.missing()))
     }
 

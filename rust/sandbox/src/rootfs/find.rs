@@ -51,7 +51,9 @@ impl Plan {
     fn on_host(&self, path: &Path) -> Option<PathBuf> {
         let holding =
             self.binds.iter().chain(&self.copies).filter(|bind| path.starts_with(&bind.target));
-        let bind = holding.max_by_key(|bind| bind.target.len())?;
+        let Some(bind) = holding.max_by_key(|bind| bind.target.len()) else {
+            return Some(self.lower.as_ref()?.join(path.strip_prefix("/").ok()?));
+        };
         let rest = path.strip_prefix(&bind.target).ok()?;
         Some(if rest.as_os_str().is_empty() { bind.source.clone() } else { bind.source.join(rest) })
     }
@@ -92,7 +94,7 @@ mod tests {
             binds: vec![bind("usr")],
             copies: vec![bind("etc/alternatives")],
             links: vec![("/bin".into(), "usr/bin".into())],
-            files: Vec::new(),
+            ..Plan::default()
         };
         assert_eq!(plan.find("/usr/bin/tool"), Some(base.join("usr/bin/tool-1")));
         assert_eq!(plan.find("/bin/tool-1"), Some(base.join("usr/bin/tool-1")));

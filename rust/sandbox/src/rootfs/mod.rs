@@ -87,6 +87,10 @@ pub(crate) struct Plan {
     pub(crate) copies: Vec<Bind>,
     /// Small files made up: path, content.
     pub(crate) files: Vec<(String, String)>,
+    /// Whether runs can write to it.
+    pub(crate) is_writable: bool,
+    /// What lies below all that, where runs can write to it too.
+    pub(crate) lower: Option<PathBuf>,
 }
 
 /// Top-level directories that programs and libraries live in.
@@ -111,13 +115,13 @@ const CONFIGURATION: &[&str] = &[
 const NOT_FROM_IMAGE: &[&str] = &["boot", "dev", "lost+found", "proc", "run", "sys", "tmp"];
 
 impl Plan {
-    /// The plan for `source` with `extra` binds on top.
+    /// The plan for `source` with `extra` binds on top, for runs that can write to it if `is_writable`.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidInput`] for a source that is no directory or a target that is not absolute.
-    pub(crate) fn new(source: &Source, extra: &[Bind]) -> Result<Self> {
-        let mut plan = Self::default();
+    pub(crate) fn new(source: &Source, extra: &[Bind], is_writable: bool) -> Result<Self> {
+        let mut plan = Self { is_writable, ..Self::default() };
         match source {
             Source::Host => plan.add_host(Path::new("/")),
             Source::Directory(root) => plan.add_directory(root)?,
@@ -181,6 +185,11 @@ impl Plan {
         })?;
         let mut names: Vec<_> =
             entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        if self.is_writable {
+            // As a whole: one overlay instead of one for each entry.
+            self.lower = Some(root.to_owned());
+            return Ok(());
+        }
         names.sort();
         for name in names {
             if !NOT_FROM_IMAGE.contains(&name.as_str()) {
@@ -200,6 +209,9 @@ impl Plan {
     }
 
     pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.byte(u8::from(self.is_writable));
+        let lower = self.lower.as_ref().map(|path| path.to_string_lossy());
+        writer.string(lower.as_deref().unwrap_or_default());
         for binds in [&self.binds, &self.copies] {
             writer.count(binds.len());
             for bind in binds {
@@ -217,6 +229,9 @@ impl Plan {
     }
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let is_writable = reader.byte()? != 0;
+        let lower = reader.string()?.to_str().ok()?.to_owned();
+        let lower = Some(PathBuf::from(lower)).filter(|path| !path.as_os_str().is_empty());
         let mut pairs = || {
             let count = reader.count()?;
             let mut pairs = Vec::new();
@@ -231,7 +246,8 @@ impl Plan {
             pairs.into_iter().map(bind).collect()
         };
         let (bound, copied) = (binds(pairs()?), binds(pairs()?));
-        Some(Self { binds: bound, copies: copied, links: pairs()?, files: pairs()? })
+        let (links, files) = (pairs()?, pairs()?);
+        Some(Self { binds: bound, copies: copied, links, files, is_writable, lower })
     }
 }
 
@@ -241,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_plan_survives_the_wire() {
-        let plan = Plan::new(&Source::Host, &[]).unwrap();
+        let plan = Plan::new(&Source::Host, &[], false).unwrap();
         assert!(plan.binds.iter().any(|bind| bind.target == "/usr"));
         let mut writer = Writer::new(0);
         plan.write(&mut writer);
@@ -252,7 +268,7 @@ mod tests {
 
     #[test]
     fn of_the_host_only_programs_and_a_little_of_etc_are_seen() {
-        let plan = Plan::new(&Source::Host, &[]).unwrap();
+        let plan = Plan::new(&Source::Host, &[], false).unwrap();
         let targets = || plan.binds.iter().map(|bind| bind.target.as_str());
         assert!(targets().all(|target| PROGRAM_DIRECTORIES.contains(&&target[1..])));
         assert!(plan.copies.iter().all(|copy| !copy.target.contains("shadow")));
@@ -263,7 +279,7 @@ mod tests {
         let bind =
             |source: &str, target: &str| Bind { source: source.into(), target: target.into() };
         for wrong in [bind("/usr", "opt"), bind("/usr", "/opt/../etc"), bind("/no-such", "/opt")] {
-            assert!(Plan::new(&Source::Host, &[wrong]).is_err());
+            assert!(Plan::new(&Source::Host, &[wrong], false).is_err());
         }
     }
 }

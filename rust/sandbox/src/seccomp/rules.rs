@@ -355,8 +355,8 @@ pub const RULES: &[Rule] = &[
         "named pipes, never devices",
     ),
     when(
-        calls![SYS_mount SYS_fsopen SYS_fsconfig SYS_fsmount SYS_move_mount SYS_open_tree SYS_unshare],
+        calls![SYS_mount SYS_fsopen SYS_fsconfig SYS_fsmount SYS_move_mount SYS_open_tree SYS_pivot_root SYS_umount2 SYS_unshare],
         When::SetupKey { errno: libc::EPERM },
-        "the spawner mounts the run's /proc and tmpfs, and renews its ipc namespace",
+        "the spawner mounts the run's /proc, tmpfs and writable root, and renews its ipc namespace",
     ),
 ];

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::time::Duration;
 
 use super::order::Order;
+use super::overlay::Overlay;
 use crate::protocol::Stage;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
 use crate::sys::descriptor::{self, Poll};
@@ -48,6 +49,8 @@ pub(super) struct Init<'a> {
     pub(super) spawner: BorrowedFd<'a>,
     /// The run's file system, detached.
     pub(super) files: BorrowedFd<'a>,
+    /// The run's root, where it can write to it.
+    pub(super) overlay: Option<&'a Overlay>,
     /// For the program's process until its exec.
     pub(super) stack: &'a mut Stack,
     pub(super) program: Program<'a>,
@@ -101,6 +104,9 @@ fn set_up(call: &mut Init<'_>) -> Result<(), Errno> {
         return Err(Errno(libc::ESRCH));
     }
     call.program.report.enter(Stage::Mount);
+    if let Some(overlay) = call.overlay {
+        return overlay.enter(call.files);
+    }
     mount::attach(call.files, c"/tmp")?;
     mount::mount_processes(c"/proc")
 }

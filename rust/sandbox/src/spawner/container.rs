@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use super::Ran;
 use super::container_init::{ENDED, STARTED};
-use super::container_world::{RUN_FILES, STATE, make_world};
+use super::container_world::{BUNDLE, RUN_FILES, STATE, make_world};
+use super::overlay::Overlay;
 use crate::Result;
 use crate::protocol::Stage;
 use crate::rootfs::Plan;
@@ -42,6 +43,8 @@ pub(super) struct Container {
     arguments: Vec<CString>,
     /// Opens the filter for init.
     key: u64,
+    /// The run's root, where it can write to it.
+    overlay: Option<Overlay>,
     /// How many runs there were: containers are named by number.
     runs: u64,
 }
@@ -55,7 +58,15 @@ impl Container {
         let arguments: Vec<CString> = reader.strings()?.into_iter().map(CString::from).collect();
         let (config, key) = (reader.string()?, reader.long()?);
         let made = make_world(&root, &world, Path::new(runtime), config.to_bytes());
-        Some(made.map(|(runtime, sockets)| (Self { runtime, arguments, key, runs: 0 }, sockets)))
+        Some(made.and_then(|(runtime, sockets)| {
+            let overlay = root.is_writable.then(|| Overlay::new(&root, BUNDLE)).transpose()?;
+            Ok((Self { runtime, arguments, key, overlay, runs: 0 }, sockets))
+        }))
+    }
+
+    /// Whether runs can write to their root.
+    pub(super) fn is_overlaid(&self) -> bool {
+        self.overlay.is_some()
     }
 
     /// Runs what `order` (the body of a RUN message) says and waits for its end. `files` is the run's file
@@ -72,13 +83,22 @@ impl Container {
         let Ok(name) = CString::new(format!("run-{}", self.runs)) else {
             return Ran::failed(Stage::Files, Errno(libc::EINVAL));
         };
-        if let Err(errno) = mount::attach(files.as_fd(), RUN_FILES) {
+        let attached = match &self.overlay {
+            Some(overlay) => overlay.mount(files.as_fd()),
+            None => mount::attach(files.as_fd(), RUN_FILES),
+        };
+        if let Err(errno) = attached {
+            let _ = self.overlay.as_ref().map(Overlay::unmount);
             return Ran::failed(Stage::Files, errno);
         }
         let ran = self
             .start(order, &name, standard, spawner, cgroup, stack)
             .unwrap_or_else(|errno| Ran::failed(Stage::Runtime, errno));
-        match mount::detach(RUN_FILES) {
+        let detached = match &self.overlay {
+            Some(overlay) => overlay.unmount(),
+            None => mount::detach(RUN_FILES),
+        };
+        match detached {
             Ok(()) => ran,
             Err(errno) => Ran::failed(Stage::Files, errno),
         }

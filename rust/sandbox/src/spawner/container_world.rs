@@ -50,30 +50,33 @@ pub(super) fn make_world(
     for directory in ["/sys/fs/cgroup", STATE, "/bundle/tree"] {
         fs::create_dir_all(below(directory)).step(|| format!("make {directory}"))?;
     }
-    fs::set_permissions(below(BUNDLE), Permissions::from_mode(0o700))
-        .and_then(|()| fs::write(below(BUNDLE).join("config.json"), config))
-        .step(|| "write the bundle".into())?;
     mount::attach(processes.as_fd(), &path_string(&here.join("proc"))?)
         .step(|| "attach /proc".into())?;
     let inner_root = setup::new_root()?;
-    let rootfs = below("/bundle/tree");
-    mount::attach(inner_root.as_fd(), &path_string(&rootfs)?)
+    // A run's overlay lies at the place of the root that others have.
+    let place = below(if root.is_writable { BUNDLE } else { "/bundle/tree" });
+    mount::attach(inner_root.as_fd(), &path_string(&place)?)
         .step(|| "attach the run's root".into())?;
-    inner.put_together(&rootfs)?;
-    add_init(&rootfs, &init)?;
-    mount::set_attributes(inner_root.as_fd(), setup::READ_ONLY)
-        .step(|| "make the run's root read-only".into())?;
+    add_init(&inner.put_together(&place)?, &init)?;
+    fs::set_permissions(below(BUNDLE), Permissions::from_mode(0o700))
+        .and_then(|()| fs::write(below(BUNDLE).join("config.json"), config))
+        .step(|| "write the bundle".into())?;
+    if !root.is_writable {
+        // Else only its /dev is seen, which crun wants to change: of what is there, to the same.
+        mount::set_attributes(inner_root.as_fd(), setup::READ_ONLY)
+            .step(|| "make the run's root read-only".into())?;
+    }
     mount::pivot_into_working_directory().step(|| "change to the root".into())?;
     Ok((copy, sockets))
 }
 
 /// Puts init into the run's root, and what a runtime would else add to its /dev at the first run.
-fn add_init(rootfs: &Path, init: &[u8]) -> Result<()> {
-    let path = rootfs.join(INIT.trim_start_matches('/'));
+fn add_init(root: &Path, init: &[u8]) -> Result<()> {
+    let path = root.join(INIT.trim_start_matches('/'));
     fs::write(&path, init)
         .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o500)))
         .step(|| "write the container's init".into())?;
-    let devices = rootfs.join("dev");
+    let devices = root.join("dev");
     descriptor::make_device(&path_string(&devices.join("tty"))?, 5, 0, 0o666)
         .step(|| "make /dev/tty".into())?;
     for (name, says) in [("ptmx", "pts/ptmx"), ("core", "/proc/kcore")] {

@@ -11,8 +11,9 @@
 //! root belongs to no run's user, so its attributes cannot be changed by one.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::overlay::{RUN_TMP, UPPER, WORK};
 use super::user_namespace;
 use crate::protocol::Disk;
 use crate::sys::{Errno, Result, descriptor, mount};
@@ -24,13 +25,15 @@ const MOST_UNLINKED: usize = 8;
 pub(super) struct RunFiles {
     disk: Disk,
     mount: OwnedFd,
+    /// The run's /tmp, where that is not the whole.
+    tmp: Option<OwnedFd>,
     /// What was staged for the next run; `None` once it is too much to take away by name.
     staged: Option<Vec<CString>>,
 }
 
 impl RunFiles {
-    /// An empty file system.
-    pub(super) fn new(disk: Disk) -> Result<Self> {
+    /// A file system that holds an empty /tmp, and beside it what an overlay needs if `is_overlaid`.
+    pub(super) fn new(disk: Disk, is_overlaid: bool) -> Result<Self> {
         let text = |value: u64| CString::new(value.to_string()).map_err(|_| Errno(libc::EINVAL));
         let (size, inodes) = (text(disk.bytes)?, text(disk.files)?);
         let options = [(c"size", &*size), (c"nr_inodes", &*inodes), (c"mode", c"1777")];
@@ -38,7 +41,20 @@ impl RunFiles {
         let mount = mount::detached(c"tmpfs", &options, attributes)?;
         // Where the run's user is ours, its root is the run's, and what it did to that would stay.
         let staged = (!user_namespace::is_entered()).then(Vec::new);
-        Ok(Self { disk, mount, staged })
+        if !is_overlaid {
+            return Ok(Self { disk, mount, tmp: None, staged });
+        }
+        for (path, mode) in [(UPPER, 0o777), (WORK, 0o700), (RUN_TMP, 0o1777)] {
+            descriptor::make_directory(Some(mount.as_fd()), path, 0o700)?;
+            descriptor::change_mode(mount.as_fd(), path, mode)?;
+        }
+        let tmp = Some(descriptor::open(Some(mount.as_fd()), RUN_TMP, libc::O_DIRECTORY, 0)?);
+        Ok(Self { disk, mount, tmp, staged: None })
+    }
+
+    /// The directory that the run sees as /tmp.
+    fn base(&self) -> BorrowedFd<'_> {
+        self.tmp.as_ref().unwrap_or(&self.mount).as_fd()
     }
 
     /// Whether it is of this size.
@@ -72,7 +88,7 @@ impl RunFiles {
             if part.is_empty() || part == b"." || part == b".." {
                 return Err(Errno(libc::EINVAL));
             }
-            let directory = at.as_ref().unwrap_or(&self.mount).as_fd();
+            let directory = at.as_ref().or(self.tmp.as_ref()).unwrap_or(&self.mount).as_fd();
             if parts.peek().is_some() {
                 self.staged = None;
                 match descriptor::make_directory(Some(directory), &name, 0o755) {
@@ -101,7 +117,7 @@ impl RunFiles {
     pub(super) fn open(&self, path: &CStr) -> Result<OwnedFd> {
         // Not blocking: opening a named pipe would else wait for a writer.
         let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = descriptor::open_beneath(self.mount.as_fd(), path, flags)?;
+        let file = descriptor::open_beneath(self.base(), path, flags)?;
         if descriptor::is_regular(file.as_fd())? { Ok(file) } else { Err(Errno(libc::EISDIR)) }
     }
 

@@ -21,6 +21,7 @@ mod container_init;
 mod container_world;
 mod files;
 mod order;
+mod overlay;
 mod setup;
 pub(crate) mod user_namespace;
 mod zygote;
@@ -48,6 +49,7 @@ pub use container_init::be_init;
 pub(crate) use container_world::{BUNDLE, INIT, STATE};
 use files::RunFiles;
 use order::Order;
+use overlay::Overlay;
 pub(crate) use setup::GROUP;
 use zygote::{Recipe, Zygote};
 
@@ -73,6 +75,10 @@ struct Spawner<'a> {
     recipe: Option<Recipe>,
     zygote: Option<Zygote>,
     next_zygote: Option<Zygote>,
+    /// The run's root, where it can write to it.
+    overlay: Option<Overlay>,
+    /// Whether runs have such a root, whoever makes it.
+    is_overlaid: bool,
     /// The next run's file system, once there is one.
     files: Option<RunFiles>,
     /// What counts the sockets of the slot's network namespace, once it has one.
@@ -176,6 +182,8 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
         is_worn_out: false,
         cgroup: None,
         container: None,
+        overlay: None,
+        is_overlaid: false,
         recipe: None,
         zygote: None,
         next_zygote: None,
@@ -225,7 +233,12 @@ impl Spawner<'_> {
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
                 let made = setup::become_slot(&plan, has_zygotes != 0);
-                let made = made.map(|sockets| self.sockets = Some(sockets));
+                let made = made.and_then(|sockets| {
+                    self.sockets = Some(sockets);
+                    self.is_overlaid = plan.is_writable;
+                    self.overlay = plan.is_writable.then(|| Overlay::new(&plan, "")).transpose()?;
+                    Ok(())
+                });
                 self.tell(made)?;
             }
             Some(CONFIGURE_CONTAINER) => {
@@ -233,6 +246,7 @@ impl Spawner<'_> {
                 self.cgroup = cgroup;
                 let Some(made) = Container::set_up(&mut reader) else { return Ok(None) };
                 let made = made.map(|(container, sockets)| {
+                    self.is_overlaid = container.is_overlaid();
                     self.container = Some(container);
                     self.sockets = Some(sockets);
                 });
@@ -310,7 +324,7 @@ impl Spawner<'_> {
     fn files_for(&mut self, disk: Disk) -> Result<&mut RunFiles, Errno> {
         self.files = match self.files.take() {
             Some(files) if files.is_for(disk) => Some(files),
-            _ => Some(RunFiles::new(disk)?),
+            _ => Some(RunFiles::new(disk, self.is_overlaid)?),
         };
         self.files.as_mut().ok_or(Errno(libc::ENOENT))
     }
@@ -403,6 +417,7 @@ impl Spawner<'_> {
         let mut init = Init {
             spawner: self.own_pidfd.as_fd(),
             files: mount.as_fd(),
+            overlay: self.overlay.as_ref(),
             stack: program_stack,
             program: Program { order, standard, report: &report },
         };

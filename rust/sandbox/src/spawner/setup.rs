@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use super::overlay::Overlay;
 use super::user_namespace;
 use crate::error::Step;
 use crate::rootfs::{Bind, Plan};
@@ -41,7 +42,7 @@ pub(super) fn become_slot(plan: &Plan, has_zygotes: bool) -> Result<OwnedFd> {
     let sockets = make_namespaces()?;
     limit_all_runs()?;
     make_root(plan)?;
-    drop_privileges(has_zygotes)?;
+    drop_privileges(has_zygotes, plan.is_writable)?;
     Ok(sockets)
 }
 
@@ -112,23 +113,32 @@ pub(super) fn enter_staging(root: &OwnedFd) -> Result<()> {
 pub(super) struct Parts<'a> {
     plan: &'a Plan,
     views: Vec<(OwnedFd, &'a Bind)>,
+    /// What lies below all that.
+    lower: Option<OwnedFd>,
     copies: Vec<(Tree, &'a str)>,
 }
 
 impl<'a> Parts<'a> {
     /// Takes them.
     pub(super) fn collect(plan: &'a Plan) -> Result<Self> {
-        let mut views = Vec::with_capacity(plan.binds.len());
-        for bind in &plan.binds {
-            views.push((view(&bind.source, mount::attribute::NO_DEV)?, bind));
-        }
+        let no_devices = mount::attribute::NO_DEV;
+        let lower = plan.lower.as_deref().map(|path| view(path, no_devices)).transpose()?;
+        let views = plan.binds.iter().map(|bind| Ok((view(&bind.source, no_devices)?, bind)));
+        let views = views.collect::<Result<_>>()?;
         let copies = plan.copies.iter().map(|copy| (read_tree(&copy.source), &*copy.target));
-        Ok(Self { plan, views, copies: copies.collect() })
+        Ok(Self { plan, views, lower, copies: copies.collect() })
     }
 
-    /// Puts them together in the empty directory `here`.
-    pub(super) fn put_together(self, here: &Path) -> Result<()> {
-        for directory in ["dev", "etc", "proc", "tmp"] {
+    /// Puts them together in the empty directory `here`, or in one below it if overlays are to be made of
+    /// it: that directory.
+    pub(super) fn put_together(self, here: &Path) -> Result<PathBuf> {
+        let place = if self.plan.is_writable {
+            Overlay::make_places(here, self.lower.as_ref())?
+        } else {
+            here.to_owned()
+        };
+        let here = &*place;
+        for directory in ["dev", "proc", "tmp"] {
             fs::create_dir(here.join(directory)).step(|| format!("make /{directory}"))?;
         }
         make_devices(here)?;
@@ -144,7 +154,7 @@ impl<'a> Parts<'a> {
         for (view, bind) in self.views {
             attach_view(&view, &bind.source, &inside(here, &bind.target)?)?;
         }
-        Ok(())
+        Ok(place)
     }
 }
 
@@ -264,7 +274,7 @@ pub(super) fn path_string(path: &Path) -> Result<CString> {
 }
 
 /// Keeps what making a run needs, for as long as it is the spawner's: programs get nothing of it.
-fn drop_privileges(has_zygotes: bool) -> Result<()> {
+fn drop_privileges(has_zygotes: bool, makes_overlays: bool) -> Result<()> {
     let key = process::random_words().step(|| "draw the setup key".into())?[0];
     if user_namespace::is_entered() {
         process::close_memory().step(|| "close the spawner's memory".into())?;
@@ -279,7 +289,9 @@ fn drop_privileges(has_zygotes: bool) -> Result<()> {
         capability::SETUID,
         capability::SYS_ADMIN,
     ];
-    let keep = keep.iter().fold(0, |bits, number| bits | 1 << number);
+    // An overlay changes files for their owners with the rights of the one who has mounted it.
+    let keep = keep.iter().chain(makes_overlays.then_some(&capability::FOWNER));
+    let keep = keep.fold(0, |bits, number| bits | 1 << number);
     let passed_on = if has_zygotes { keep } else { 0 };
     credentials::pass_on_capabilities(passed_on).step(|| "pass on capabilities".into())?;
     credentials::drop_bounding_set().step(|| "empty the bounding set".into())?;

@@ -130,6 +130,8 @@ pub mod capability {
     pub const CHOWN: u32 = 0;
     /// Pass by permissions of files.
     pub const DAC_OVERRIDE: u32 = 1;
+    /// Pass by owners of files.
+    pub const FOWNER: u32 = 3;
     /// Change groups.
     pub const SETGID: u32 = 6;
     /// Change users.

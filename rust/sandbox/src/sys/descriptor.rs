@@ -82,6 +82,14 @@ pub fn change_owner(directory: BorrowedFd<'_>, path: &CStr, owner: u32) -> Resul
     Ok(())
 }
 
+/// Sets the mode of `path` below `directory`.
+pub fn change_mode(directory: BorrowedFd<'_>, path: &CStr, mode: u32) -> Result<()> {
+    let arguments = [word(directory.as_raw_fd()), path.as_ptr() as usize, mode as usize, 0, 0, 0];
+    // SAFETY: `path` ends in NUL and outlives the call.
+    unsafe { syscall(libc::SYS_fchmodat, arguments) }?;
+    Ok(())
+}
+
 /// Reads into `buffer`; 0 at the end.
 pub fn read(descriptor: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
     let arguments =

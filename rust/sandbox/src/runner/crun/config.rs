@@ -6,12 +6,13 @@ use crate::seccomp;
 use crate::spawner::{CAPABILITIES, GROUP, INIT};
 use crate::sys::seccomp::Instruction;
 
-/// The configuration of every run of a slot whose filter knows init by `key`.
+/// The configuration of every run of a slot whose filter knows init by `key`, with a root that runs can
+/// write to if `is_writable`.
 ///
 /// Only what is fresh in each run is asked for: the pid, mount and ipc namespaces, and /proc. The other
 /// namespaces are those that crun is started in, and /tmp lies in the root already when it is
 /// started. Limits and the user are set by the container's init, since they differ from run to run.
-pub(super) fn config(key: u64) -> String {
+pub(super) fn config(key: u64, is_writable: bool) -> String {
     let capabilities: Vec<&str> = CAPABILITIES.iter().map(|&(name, _)| name).collect();
     let namespaces: Vec<Value> =
         ["pid", "mount", "ipc"].iter().map(|kind| json!({ "type": kind })).collect();
@@ -31,7 +32,7 @@ pub(super) fn config(key: u64) -> String {
             },
             "noNewPrivileges": true,
         },
-        "root": { "path": "tree", "readonly": true },
+        "root": { "path": "tree", "readonly": !is_writable },
         "mounts": [{
             "destination": "/proc",
             "type": "proc",
@@ -88,7 +89,7 @@ mod tests {
 
     #[test]
     fn the_filter_is_in_the_annotation_as_the_kernel_takes_it() {
-        let config: Value = serde_json::from_str(&config(7)).unwrap();
+        let config: Value = serde_json::from_str(&config(7, false)).unwrap();
         let data = config["annotations"]["run.oci.seccomp_bpf_data"].as_str().unwrap();
         let filter = seccomp::compile(seccomp::RULES, 7);
         assert_eq!(data.len(), (filter.len() * 8).div_ceil(3) * 4);

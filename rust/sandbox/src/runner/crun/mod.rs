@@ -68,7 +68,7 @@ impl Crun {
             world: Plan::for_runtime(),
             path: self.crun.clone(),
             arguments: words.map(str::to_owned).to_vec(),
-            config: config::config(key),
+            config: config::config(key, self.plan.is_writable),
             key,
         })
     }
