@@ -14,6 +14,7 @@ CLAIMS = [
     "rollout_partial",
     "store",
     "sandbox_direct",
+    "sandbox_crun",
     "loop_train",
 ]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""
