@@ -35,7 +35,7 @@ MEDIAN, SIGMA, CAP = 64, 1.0, 1024
 SLOTS, PROMPTS, K, PROMPT_TOKENS = 64, 32, 8, 11
 EXTRA = 8
 """Prompts that are begun beyond those of the first iteration, so that no slot is ever empty."""
-ITERATIONS = 2
+ITERATIONS = 4
 """Iterations of a round: how long the last response is varies much from one to the next."""
 WARMUP = 5
 """Iterations until the carried-over trajectories are as many as they will be."""
@@ -134,7 +134,7 @@ class Iterations:
                 version=self.version,
                 seed=self.version,
                 on_finished=finished.append,
-                enough=lambda: len(finished) == PROMPTS * K,
+                enough=lambda: len(finished) >= PROMPTS * K,
             )
         )
         seconds = time.process_time() - start

@@ -289,7 +289,8 @@ class RolloutEngine(Protocol):
         ...
 
     def stop(self, trajectory_ids: Sequence[int]) -> None:
-        """Let go of streams; tokens sampled but not handed out yet are discarded."""
+        """Sample no more for these streams. Tokens sampled already still come, in a last chunk each
+        whose finish_reason is None; ids that do not run are ignored."""
         ...
 
     def update_weights(self, source: WeightSource, version: int) -> None:

@@ -74,20 +74,23 @@ def test_stop_lets_go_and_the_others_go_on(model: LeanModel) -> None:
 
     async def drive() -> None:
         engine.start([s.lease() for s in told], max_new_tokens=[20] * 8, temperature=1.0, seed=0)
-        seen = 0
+        seen, sampled = 0, 0
         async for chunk in engine.chunks():
-            assert chunk.trajectory_id not in (0, 7) or seen < 2
             told[chunk.trajectory_id].add(chunk)
             seen += 1
-            if seen == 2:
+            if seen == 5:  # three streams in, the second chunk of two of them out
+                sampled = engine.stats.steps
                 engine.stop([0, 7, 1234])
+        # What had been sampled came, to the last token, and nothing after it.
+        assert 4 < len(told[0].tokens) == sampled < 20
+        assert told[0].reason is None
+        assert told[7].tokens == []
 
     asyncio.run(drive())
     for story, whole in zip(told, want, strict=True):
-        if story.trajectory_id in (0, 7):
-            assert len(story.tokens) < 20
-        else:
-            assert story.told == whole.told
+        n = len(story.tokens)
+        assert story.told == (whole.tokens[:n], whole.log_probs[:n])
+        assert n == 20 or story.trajectory_id in (0, 7)
     engine.update_weights(ModelWeights(model), 1)
 
 

@@ -91,7 +91,8 @@ class PartialRollout:
         """Roll out every unfinished trajectory of the store under policy `version`.
 
         `on_finished` is told each trajectory id as it ends. `enough` is asked then: once it says
-        True the rest is let go, unfinished, for a later iteration (over-provisioning).
+        True the rest is stopped, unfinished, for a later iteration (over-provisioning); what had
+        been sampled by then is kept.
         """
         report = RolloutReport()
         streams = self._claim(version, seed, report, on_finished)
@@ -106,8 +107,9 @@ class PartialRollout:
                 if self._end(stream, chunk, report):
                     on_finished(chunk.trajectory_id)
                     if enough():
-                        break
-        self._let_go(streams)
+                        self.engine.stop(list(streams))
+        for stream in streams.values():
+            self.store.release(stream.lease.trajectory_id, stream.lease.epoch)
         return report
 
     def _claim(
@@ -184,9 +186,3 @@ class PartialRollout:
         if chunk.loop is not None:
             report.loops.append((lease.trajectory_id, chunk.loop))
         return True
-
-    def _let_go(self, streams: dict[int, _Stream]) -> None:
-        """Stop what still runs; its acknowledged tokens stay for a later iteration."""
-        self.engine.stop(list(streams))
-        for stream in streams.values():
-            self.store.release(stream.lease.trajectory_id, stream.lease.epoch)

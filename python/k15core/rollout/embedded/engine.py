@@ -175,13 +175,14 @@ class EmbeddedEngine:
             await asyncio.sleep(0)
 
     def stop(self, trajectory_ids: Sequence[int]) -> None:
-        """Let go of streams; ids that do not run are ignored."""
+        """Sample no more for these streams. See `RolloutEngine.stop`."""
         gone = set(trajectory_ids)
         self._ids -= gone
         self._waiting = deque(s for s in self._waiting if s.trajectory_id not in gone)
-        self._ready = deque(c for c in self._ready if c.trajectory_id not in gone)
         for row in np.nonzero(self._slots.active)[0].tolist():
             if int(self._slots.trajectory_id[row]) in gone:
+                if self._slots.pending[row]:
+                    self._emit(row, None, None)
                 self._slots.free(row)
 
     def update_weights(self, source: WeightSource, version: int) -> None:
