@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from language_programs import PROGRAMS, Programs, binds
 from sandboxes import need
 
+from k15core.cli.sandbox import LANGUAGES
 from k15core.errors import InvalidInputError
 from k15core.sandbox import Limits, Sandbox, Submission
 
+ROOT = Path(__file__).parents[2]
 COMPILED = [name for name, programs in PROGRAMS.items() if programs.broken is not None]
 
 
@@ -42,6 +45,24 @@ def programs(language: str) -> Programs:
 
 def test_the_table_and_the_programs_are_of_the_same_languages(sandbox: Sandbox) -> None:
     assert set(sandbox.languages()) == set(PROGRAMS)
+
+
+def test_the_page_on_languages_says_what_the_table_says(tmp_path: Path) -> None:
+    need()
+    page = (ROOT / "docs" / "languages.md").read_text()
+    table = tomllib.loads((ROOT / "rust/sandbox/src/language/languages.toml").read_text())
+    suffixes: dict[str, list[str]] = {}
+    for suffix, name in sorted(LANGUAGES.items()):
+        suffixes.setdefault(name, []).append(suffix)
+    for name, language in table.items():
+        words = [name, language["file"], " ".join(suffixes[name]), language["package"]]
+        assert f"| {' | '.join(words)} |" in page
+    own = tmp_path / "awk.toml"
+    own.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    with Sandbox(slots=1, languages=[own]) as sandbox:
+        need_language(sandbox, "awk")
+        result = sandbox.run("{ print $2 }", language="awk", stdin=b"one two\n")
+        assert (result.verdict, result.stdout) == ("ok", b"two\n")
 
 
 def test_input_arguments_and_output(sandbox: Sandbox, language: str, programs: Programs) -> None:
