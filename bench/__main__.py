@@ -15,6 +15,7 @@ CLAIMS = [
     "store",
     "sandbox_direct",
     "sandbox_crun",
+    "sandbox_warm",
     "loop_train",
 ]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""

@@ -112,7 +112,7 @@ class Sandbox:
         binds: Mapping[str, str | os.PathLike[str]] | None = None,
         languages: Sequence[str | os.PathLike[str]] = (),
         warm_modules: Sequence[str] = (),
-        warm_runs: int = 64,
+        warm_runs: int = 128,
         allow_unenforced: Sequence[str] = (),
     ) -> None:
         self._slots = slots if slots is not None else os.cpu_count() or 1

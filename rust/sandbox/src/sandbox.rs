@@ -65,7 +65,7 @@ impl Options {
             binds: Vec::new(),
             languages: Vec::new(),
             warm_modules: Vec::new(),
-            warm_runs: 64,
+            warm_runs: 128,
             allow_unenforced: Vec::new(),
         }
     }

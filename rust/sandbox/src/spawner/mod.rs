@@ -356,7 +356,7 @@ impl Spawner<'_> {
         let ran = match (prepared, &self.zygote) {
             (Err(errno), _) => Ran::failed(Stage::Files, errno),
             (Ok((mount, stdin)), Some(zygote)) => {
-                match zygote.run(body, mount, [stdin, stdout, stderr]) {
+                match zygote.run(&order, mount, [stdin, stdout, stderr]) {
                     Ok(ran) => ran,
                     Err(error) => return self.tell_failure(&error).map(Some),
                 }

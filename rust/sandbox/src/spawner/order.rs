@@ -15,6 +15,8 @@ pub(super) struct Order<'m> {
     pub(super) limits: Vec<(u32, u64, u64)>,
     pub(super) directory: &'m CStr,
     pub(super) program: &'m CStr,
+    /// The arguments, and the same for exec.
+    pub(super) words: Vec<&'m CStr>,
     pub(super) arguments: Strings<'m>,
     pub(super) environment: Strings<'m>,
     pub(super) files: Vec<Staged<'m>>,
@@ -32,7 +34,8 @@ impl<'m> Order<'m> {
             .map(|_| Some((reader.word()?, reader.long()?, reader.long()?)))
             .collect::<Option<_>>()?;
         let (directory, program) = (reader.string()?, reader.string()?);
-        let arguments = Strings::new(&reader.strings()?);
+        let words = reader.strings()?;
+        let arguments = Strings::new(&words);
         let environment = Strings::new(&reader.strings()?);
         let count = reader.count()?;
         let files = (0..count)
@@ -45,6 +48,7 @@ impl<'m> Order<'m> {
             limits,
             directory,
             program,
+            words,
             arguments,
             environment,
             files,

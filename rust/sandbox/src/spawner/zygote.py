@@ -10,7 +10,7 @@ interpreter that was started with `-c`, and that what it leaves in a module of t
 finalised (`__del__`) at its end.
 """
 # It stands in for the interpreter, which catches everything, and knows no pathlib.
-# ruff: noqa: BLE001, PTH118, PTH120, PTH123
+# ruff: noqa: BLE001, PTH118
 
 import _signal
 import _socket
@@ -18,10 +18,10 @@ import atexit
 import ctypes
 import gc
 import os
-import resource
 import struct
 import sys
 from importlib.machinery import SourceFileLoader
+from io import FileIO
 from itertools import islice
 from time import process_time_ns
 from types import SimpleNamespace
@@ -29,10 +29,12 @@ from weakref import ref
 
 DONE, FAILED, READY = 4, 2, 1
 AT_CLONE = 4  # Stage::Clone
-SOCKET, OWN_PIDFD, CGROUP, FILES, IMAGE = range(10, 15)
+SOCKET, OWN_PIDFD, CGROUP, FILES, IMAGE = 10, 11, 12, 13, 18
+OF_A_RUN = (14, 15, 16, FILES, 17)  # standard streams, files, orders
 INTERRUPTED = -1
 
 libc = ctypes.CDLL(None, use_errno=True)
+write_out = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("fflush", libc))
 scope = {}
 endings = []
 hooks = []
@@ -51,33 +53,34 @@ os.register_at_fork = collect_hook
 import threading  # noqa: E402  its hook is to be known
 
 hooks.clear()  # see `run_hooks`
-shutdown = threading._shutdown
+shutdown, get_native_id = threading._shutdown, threading.get_native_id
+main_thread = threading.main_thread()
 
 
 def source():
     """Be a zygote; in each run, what `compile` takes to make the run's program."""
-    global known
+    global known, socket
     try:
         os.dup2(0, SOCKET, inheritable=False)
         socket = _socket.socket(fileno=SOCKET)
-        settings = receive_settings(socket)
-        numbers = [int(word) for word in settings[:7]]
-        start, split = prepare(*numbers)
-        load(settings[8:], int(settings[7]))
-        os.register_at_fork = register_at_fork
-        keep_mappings()
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        known = len(sys.modules)
+        settings = receive_settings()
+        code, page, stack, orders, end, split, fork, errno, strict = map(int, settings[:9])
+        start, split = prepare([code, page, stack, orders, end], split, fork, errno)
+        directory, file = settings[9:11]
+        load(settings[11:], strict)
         become_two(split)
+        path = set_scene(directory, file)
+        known = len(sys.modules)
     except BaseException as error:
         os.write(SOCKET, bytes([FAILED]) + str(error).encode(errors="replace"))
         os._exit(1)
-    return become_program(*serve(socket, start, numbers[1]))
+    serve(start, page)
+    become_program(orders)
+    with FileIO(path) as program:
+        return program.read(), path, "exec", 0, True
 
 
-def receive_settings(socket):
+def receive_settings():
     """The settings, NUL between them; descriptors of theirs are put where they belong."""
     message, control, _, _ = socket.recvmsg(1 << 16, 64)
     received = struct.unpack(f"{len(control[0][2]) // 4}i", control[0][2])
@@ -85,14 +88,15 @@ def receive_settings(socket):
         os.dup2(descriptor, (IMAGE, CGROUP)[number], inheritable=False)
         os.close(descriptor)
     nothing = os.open("/dev/null", os.O_RDWR)
-    for place in (0, FILES):
+    for place in (0, *OF_A_RUN):
         os.dup2(nothing, place, inheritable=place == 0)
     os.close(nothing)
     return message.decode().split("\0")
 
 
-def prepare(code, page, stack, size, split, fork, errno):
-    """Map the code, its page and init's stack: the functions that start a run and split us."""
+def prepare(places, split, fork, errno):
+    """Map the code, its page, init's stack and room for orders; how to start a run and split us."""
+    code, page, stack, orders, end = places
     address = ctypes.c_void_p
     libc.mmap.restype = address
     libc.mmap.argtypes = [address, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -103,9 +107,10 @@ def prepare(code, page, stack, size, split, fork, errno):
     mapped = [
         libc.mmap(code, page - code, read | execute, exactly_here, IMAGE, 0),
         libc.mmap(page, stack - page, read | write, exactly_here, IMAGE, page - code),
-        libc.mmap(stack, size, read | write, exactly_here | of_no_file, -1, 0),
+        libc.mmap(stack, orders - stack, read | write, exactly_here | of_no_file, -1, 0),
+        libc.mmap(orders, end - orders, read | write, exactly_here | of_no_file, -1, 0),
     ]
-    if mapped != [code, page, stack] or libc.madvise(page, stack - page, do_not_fork):
+    if mapped != places[:4] or libc.madvise(page, stack - page, do_not_fork):
         raise OSError("its memory cannot be mapped")
     os.close(IMAGE)
     for place, function in ((fork, libc.fork), (errno, libc.__errno_location)):
@@ -124,6 +129,18 @@ def load(names, strict):
         except Exception as error:
             if number < strict:
                 raise ImportError(f"{name}\0{type(error).__name__}: {error}") from error
+    os.register_at_fork = register_at_fork
+    generator = getattr(sys.modules.get("random"), "_inst", None)
+    if generator is not None and generator.seed in hooks:
+        # The same less a call in Python.
+        hooks[hooks.index(generator.seed)] = super(type(generator), generator).seed
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        hooks.append(numpy_random.seed)
+    keep_mappings()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 def keep_mappings():
@@ -188,8 +205,8 @@ def become_two(split):
     os.close(descriptor)
 
 
-def serve(socket, start, page):
-    """Start runs as long as they are asked for. Returns in a run, with its descriptors."""
+def serve(start, page):
+    """Start runs as long as they are asked for. Returns in a run."""
     outcome = (ctypes.c_uint32 * 2).from_address(page)
     socket.send(struct.pack("<BII", READY, os.getppid(), os.getpid()))
     used = process_time_ns()
@@ -197,15 +214,15 @@ def serve(socket, start, page):
         message, control, _, _ = socket.recvmsg(16, 64)
         if not message:
             os._exit(0)
-        descriptors = struct.unpack("5i", control[0][2][:20])
-        os.dup2(descriptors[3], FILES, inheritable=False)
+        received = struct.unpack("5i", control[0][2][:20])
+        for number in range(5):
+            os.dup2(received[number], OF_A_RUN[number], False)
+            os.close(received[number])
         init = start(page)
         if init == 0:
-            socket.detach()
-            return descriptors
-        for descriptor in descriptors:
-            os.close(descriptor)
-        os.dup2(0, FILES, inheritable=False)
+            return
+        for place in OF_A_RUN:
+            os.dup2(0, place, False)
         if init > 0:
             usage = os.wait4(init, 0)[2]
             (stage, status), time = outcome, usage.ru_utime + usage.ru_stime
@@ -216,49 +233,16 @@ def serve(socket, start, page):
         used = now
 
 
-def become_program(stdin, stdout, stderr, _files, orders):
-    """Take what is this run's own, as the direct runner's program does before its exec."""
-    try:
-        user, limits, directory, arguments, place = read_orders(orders)
-        for limit, soft, hard in limits:
-            resource.setrlimit(limit, (soft, hard))
-        os.setpgid(0, 0)
-        for descriptor, standard in ((stdin, 0), (stdout, 1), (stderr, 2)):
-            os.dup2(descriptor, standard)
-        os.setresuid(user, user, user)
-        libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which the change of user took
-        os.chdir(directory)
-        run_hooks()
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        text = set_scene(directory, arguments, place)
-    except BaseException as error:
-        os.write(SOCKET, bytes([FAILED]) + repr(error).encode(errors="replace"))
-        os._exit(1)
-    os.closerange(3, 1 << 30)
+def become_program(orders):
+    """Be this run's alone. What the kernel knows of it, its orders' calls have set already."""
+    length = ctypes.c_uint64.from_address(orders + 8).value
+    if length:
+        text = ctypes.string_at(ctypes.c_uint64.from_address(orders + 16).value, length)
+        words = os.fsdecode(text).split("\0")[:-1]
+        sys.argv += words
+        sys.orig_argv += words
+    run_hooks()
     gc.enable()
-    return text
-
-
-def read_orders(descriptor):
-    """User, limits, directory, arguments, and which of these is the program: see `Order::read`."""
-    message = os.read(descriptor, 1 << 16)
-    place, user, count = struct.unpack_from("<III", message)
-    limits, at = [], 12
-    for _ in range(count):
-        limits.append(struct.unpack_from("<IQQ", message, at))
-        at += 20
-    words, left = [], 3  # directory, program, and the number of arguments in a string's place
-    while left:
-        (length,) = struct.unpack_from("<I", message, at)
-        at += 4
-        left -= 1
-        if len(words) == 2 and not left:
-            left = length
-            words.append(None)
-            continue
-        words.append(os.fsdecode(message[at : at + length - 1]))
-        at += length
-    return user, limits, words[0], words[3:], place
 
 
 def run_hooks():
@@ -267,28 +251,24 @@ def run_hooks():
     There was one thread, which held no lock, and it is the same one here by its address: so what
     the interpreter and `threading` hold is as it should be, but for the kernel's number.
     """
-    threading.main_thread()._native_id = threading.get_native_id()
+    main_thread._native_id = get_native_id()
     for hook in hooks:
         hook()
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
 
 
-def set_scene(directory, arguments, place):
-    """What `python3 OPTIONS FILE ARGUMENTS` finds: `sys`, `__main__`, and the text of FILE."""
+def set_scene(directory, file):
+    """Make what `python3 OPTIONS FILE` finds, `sys` and `__main__`; the path of FILE."""
     global scope
-    sys.orig_argv, sys.argv = arguments, arguments[place:]
-    path = os.path.join(directory, arguments[place])
+    path = os.path.join(directory, file)
+    sys.argv, sys.orig_argv = [file], [*sys.orig_argv[:-2], file]
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-        sys.path.insert(0, os.path.dirname(path))
+        sys.path.insert(0, directory)
     main = type(sys)("__main__")
     scope = vars(main)
     scope.update(__builtins__=__builtins__, __annotations__={}, __file__=path, __cached__=None)
     scope["__loader__"] = SourceFileLoader("__main__", path)
     sys.modules["__main__"] = main
-    with open(path, "rb", buffering=0) as file:
-        return file.read(), path, "exec", 0, True
+    return path
 
 
 def failed(error):
@@ -339,7 +319,7 @@ def leave():
     sys.last_type = sys.last_value = sys.last_traceback = sys.last_exc = None
     clear_modules()
     well = well and flush()
-    libc.fflush(None)
+    write_out(None)
     if status == INTERRUPTED:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         os.kill(os.getpid(), _signal.SIGINT)
@@ -367,11 +347,13 @@ def clear_modules():
 
 def flush():
     """Write out what is buffered; whether that worked."""
+    files = [sys.stdout, sys.stderr]
+    if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+        files += [sys.__stdout__, sys.__stderr__]
     well = True
-    files = [getattr(sys, name, None) for name in ("stdout", "stderr", "__stdout__", "__stderr__")]
     for place, file in enumerate(files):
         try:
-            if file is not None and file not in files[:place] and not file.closed:
+            if file is not None and not file.closed:
                 file.flush()
         except BaseException as error:
             well = False

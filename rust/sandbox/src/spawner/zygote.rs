@@ -10,7 +10,7 @@
 //!
 //! For a run the spawner hands over the standard streams, the run's file system, and a pipe with the order.
 //! The second process starts init in fresh namespaces (see [`crate::sys::zygote`]) and is suspended until
-//! the run is over. The order is read by the run itself: a zygote's memory, which the next run has a copy
+//! the run is over. The orders are read by the run itself: a zygote's memory, which the next run has a copy
 //! of, never holds anything of the run before.
 //!
 //! A zygote cannot be given another hash seed, as everything it holds lies where the old one put it. So it
@@ -22,14 +22,19 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use super::Ran;
+use super::order::Order;
 use crate::error::Step;
+use crate::job::WORK_DIRECTORY;
 use crate::protocol::{DONE, FAILED, READY, Stage};
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
 use crate::sys::descriptor::Poll;
 use crate::sys::exec::Strings;
-use crate::sys::zygote::{self as code, CODE_AT, ERRNO, FORK, PAGE_AT, STACK_AT, STACK_SIZE};
+use crate::sys::zygote::{
+    self as code, CALL_FAILED, CODE_AT, Call, ERRNO, FORK, ORDERS_AT, ORDERS_SIZE, Orders, PAGE_AT,
+    STACK_AT,
+};
 use crate::sys::{Errno, credentials, descriptor, exec, process, socket};
-use crate::wire::{Reader, Writer};
+use crate::wire::Reader;
 use crate::{Error, Result};
 
 /// What the interpreter is started with as its command: see `zygote.py`.
@@ -61,8 +66,8 @@ pub(super) struct Recipe {
     /// Modules, and how many of them, from the first on, must be there.
     modules: Vec<String>,
     required: u32,
-    /// Which word of a run's command is the program's file.
-    place: u32,
+    /// The program's file: the word after the options.
+    file: String,
     stack_bytes: u64,
 }
 
@@ -74,9 +79,9 @@ impl Recipe {
         let environment = reader.strings()?.into_iter().map(own).collect();
         let modules = reader.strings()?;
         let modules = modules.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-        let place = u32::try_from(options.len()).ok()? + 1;
+        let file = reader.string()?.to_str().ok()?.to_owned();
         let (required, stack_bytes) = (reader.word()?, reader.long()?);
-        Some(Self { interpreter, options, environment, modules, required, place, stack_bytes })
+        Some(Self { interpreter, options, environment, modules, required, file, stack_bytes })
     }
 }
 
@@ -84,10 +89,11 @@ impl Recipe {
 pub(super) struct Zygote {
     socket: OwnedFd,
     /// What it writes while it is made.
-    words: OwnedFd,
+    said: OwnedFd,
     /// Its first process, our child.
     pid: i32,
-    place: u32,
+    /// How many words a run's command has before its own arguments.
+    words: usize,
 }
 
 /// What the process that becomes the interpreter needs.
@@ -109,8 +115,8 @@ impl Zygote {
         cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Self> {
         let (ours, theirs) = socket::pair().step(|| "make the zygote's sockets".into())?;
-        let (words, out) = descriptor::pipe().step(|| "make the zygote's pipe".into())?;
-        descriptor::set_nonblocking(words.as_fd()).step(|| "set up a pipe".into())?;
+        let (said, out) = descriptor::pipe().step(|| "make the zygote's pipe".into())?;
+        descriptor::set_nonblocking(said.as_fd()).step(|| "set up a pipe".into())?;
         let text = |bytes: &'_ [u8]| CStr::from_bytes_with_nul(bytes).map(CStr::to_owned);
         let all = |words: &[Vec<u8>]| words.iter().map(|word| text(word)).collect();
         let read = || -> std::result::Result<_, std::ffi::FromBytesWithNulError> {
@@ -142,12 +148,22 @@ impl Zygote {
             let program = interpreter.to_string_lossy().into_owned();
             return Err(Errno(error)).step(|| format!("start {program} as a zygote"));
         }
-        let zygote = Self { socket: ours, words, pid, place: recipe.place };
+        let zygote = Self { socket: ours, said, pid, words: recipe.options.len() + 2 };
         let image = descriptor::file_in_memory(&code::image(FRESH, cgroup.is_some()))
             .step(|| "make the zygote's code".into())?;
-        let numbers = [CODE_AT, PAGE_AT, STACK_AT, STACK_SIZE, code::split_offset(), FORK, ERRNO];
+        let numbers = [
+            CODE_AT,
+            PAGE_AT,
+            STACK_AT,
+            ORDERS_AT,
+            ORDERS_AT + ORDERS_SIZE,
+            code::split_offset(),
+            FORK,
+            ERRNO,
+            u64::from(recipe.required),
+        ];
         let mut settings: Vec<String> = numbers.iter().map(u64::to_string).collect();
-        settings.push(recipe.required.to_string());
+        settings.extend([WORK_DIRECTORY.to_owned(), recipe.file.clone()]);
         settings.extend(recipe.modules.iter().cloned());
         let settings = settings.join("\0");
         zygote.send(TEXT.as_bytes(), &[])?;
@@ -181,36 +197,87 @@ impl Zygote {
             _ => None,
         };
         words.ok_or_else(|| {
-            let length = descriptor::read(self.words.as_fd(), &mut buffer).unwrap_or(0);
+            let length = descriptor::read(self.said.as_fd(), &mut buffer).unwrap_or(0);
             let said = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
             Error::SlotBroken(format!("the zygote died when it was made: {}", said.trim()))
         })
     }
 
-    /// Runs what the order `body` says and waits for its end.
-    pub(super) fn run(&self, body: &[u8], files: OwnedFd, standard: [OwnedFd; 3]) -> Result<Ran> {
+    /// Runs what `order` says and waits for its end.
+    pub(super) fn run(
+        &self,
+        order: &Order<'_>,
+        files: OwnedFd,
+        standard: [OwnedFd; 3],
+    ) -> Result<Ran> {
         let (orders, write) = descriptor::pipe().step(|| "make a pipe".into())?;
-        // It fits: a pipe takes as much as a message is long.
-        let mut place = Writer::default();
-        place.word(self.place);
-        descriptor::write_all(write.as_fd(), place.as_slice())
-            .and_then(|()| descriptor::write_all(write.as_fd(), body))
-            .step(|| "write the zygote's orders".into())?;
+        let text = self
+            .orders(order)
+            .ok_or_else(|| Error::SlotBroken("a run's orders are too long for a zygote".into()))?;
+        // It fits: a pipe takes as much as orders may be long.
+        descriptor::write_all(write.as_fd(), &text).step(|| "write the zygote's orders".into())?;
         drop(write);
         let [stdin, stdout, stderr] = &standard;
         let all = [stdin, stdout, stderr, &files, &orders].map(AsFd::as_fd);
         self.send(b"run", &all)?;
         drop((orders, files, standard));
-        let mut buffer = [0; 1024];
-        let (length, _) = socket::receive(self.socket.as_fd(), &mut buffer)
-            .step(|| "receive from the zygote".into())?;
-        let mut reader = Reader::new(buffer.get(..length).unwrap_or_default());
-        match reader.byte() {
-            Some(DONE) => read_done(&mut reader)
-                .ok_or_else(|| Error::SlotBroken("an answer of the zygote is cut".into())),
-            Some(FAILED) => Err(failure(reader.rest())),
-            _ => Err(Error::SlotBroken("the zygote died".into())),
+        let mut failed = None;
+        loop {
+            let mut buffer = [0; 1024];
+            let (length, _) = socket::receive(self.socket.as_fd(), &mut buffer)
+                .step(|| "receive from the zygote".into())?;
+            let mut reader = Reader::new(buffer.get(..length).unwrap_or_default());
+            let cut = || Error::SlotBroken("an answer of the zygote is cut".into());
+            match reader.byte() {
+                Some(DONE) => {
+                    let ran = read_done(&mut reader).ok_or_else(cut)?;
+                    return Ok(
+                        failed.map_or(ran, |failed| Ran { overhead: ran.overhead, ..failed })
+                    );
+                }
+                Some(CALL_FAILED) => {
+                    let (error, stage) = reader.word().zip(reader.word()).ok_or_else(cut)?;
+                    let stage = u8::try_from(stage).ok().and_then(Stage::from_byte);
+                    let errno = Errno(error.cast_signed());
+                    failed = Some(Ran::failed(stage.ok_or_else(cut)?, errno));
+                }
+                _ => return Err(Error::SlotBroken("the zygote died".into())),
+            }
         }
+    }
+
+    /// What a run does before it is the program, as `child::become_program` has it, and its arguments.
+    fn orders(&self, order: &Order<'_>) -> Option<Vec<u8>> {
+        let mut orders = Orders::new(order.limits.len() + 9);
+        let call = |orders: &mut Orders, stage, number, arguments, most| {
+            orders.call(&Call { stage, number, arguments, most });
+        };
+        for &(resource, soft, hard) in &order.limits {
+            let limit = orders.put(&[soft.to_le_bytes(), hard.to_le_bytes()].concat());
+            let arguments = [0, u64::from(resource), limit, 0];
+            call(&mut orders, Stage::Limits, libc::SYS_prlimit64, arguments, 0);
+        }
+        let directory = orders.put(order.directory.to_bytes_with_nul());
+        let no_signals = orders.put(&[0; 8]);
+        call(&mut orders, Stage::Descriptors, libc::SYS_setpgid, [0; 4], 0);
+        for (from, to) in (code::STANDARD.map(i32::cast_unsigned)).into_iter().zip(0..) {
+            let arguments = [u64::from(from), to, 0, 0];
+            call(&mut orders, Stage::Descriptors, libc::SYS_dup3, arguments, to);
+        }
+        let user = u64::from(order.user);
+        call(&mut orders, Stage::User, libc::SYS_setresuid, [user, user, user, 0], 0);
+        // The change of user has taken it: a program started by exec has it anew.
+        let dumpable = [libc::PR_SET_DUMPABLE as u64, 1, 0, 0];
+        call(&mut orders, Stage::User, libc::SYS_prctl, dumpable, 0);
+        call(&mut orders, Stage::Directory, libc::SYS_chdir, [directory, 0, 0, 0], 0);
+        let mask = [libc::SIG_SETMASK as u64, no_signals, 0, 8];
+        call(&mut orders, Stage::Directory, libc::SYS_rt_sigprocmask, mask, 0);
+        let all = [3, u64::from(u32::MAX), 0, 0];
+        call(&mut orders, Stage::Descriptors, libc::SYS_close_range, all, 0);
+        let own = order.words.get(self.words..).unwrap_or_default();
+        let text: Vec<u8> = own.iter().flat_map(|word| word.to_bytes_with_nul()).copied().collect();
+        let at = orders.put(&text);
+        orders.finish([text.len() as u64, at])
     }
 }
 

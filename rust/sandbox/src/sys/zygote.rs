@@ -11,8 +11,9 @@
 //!   is suspended until the child ends, reaps it, and ends too. The kernel never chooses a process that
 //!   shares its memory with a suspended parent when it kills for want of memory.
 //! * `run`: starts init with `clone3` as the page says. Init makes the page's calls one by one, forks, and
-//!   waits until the fork has ended. The fork, which has a copy of the interpreter's memory, returns 0 from
-//!   `run` in the interpreter's place; the interpreter itself gets init's number when all is over.
+//!   waits until the fork has ended. The fork, which has a copy of the interpreter's memory, reads its
+//!   orders, makes the calls that these list, and returns 0 from `run` in the interpreter's place; the
+//!   interpreter itself gets init's number when all is over.
 //!
 //! The page holds the setup key (see [`crate::seccomp`]). The interpreter maps it with `MADV_DONTFORK`, so
 //! it is not in the memory of any run, and init clears the register that carried the key before it forks.
@@ -34,12 +35,24 @@ pub const STACK_SIZE: u64 = 64 << 10;
 const PAGE_SIZE: u64 = 4096;
 const PAGE_BYTES: usize = 4096;
 
-/// Descriptors of the zygote by number: itself as a pidfd, the cgroup (v2) of its runs, a run's files.
-pub const OWN_PIDFD: i32 = 11;
-/// See [`OWN_PIDFD`].
-pub const CGROUP: i32 = 12;
-/// See [`OWN_PIDFD`].
-pub const FILES: i32 = 13;
+/// Where a run reads its orders to: memory that the zygote itself never touches.
+pub const ORDERS_AT: u64 = STACK_AT + STACK_SIZE;
+/// How long orders may be.
+pub const ORDERS_SIZE: u64 = 64 << 10;
+
+/// Descriptors of a zygote: its socket, itself as a pidfd, the cgroup (v2) of its runs; of a run: its files,
+/// its standard streams, its orders.
+const SOCKET: i32 = 10;
+const OWN_PIDFD: i32 = 11;
+const CGROUP: i32 = 12;
+const FILES: i32 = 13;
+/// See [`SOCKET`].
+pub const STANDARD: [i32; 3] = [14, 15, 16];
+const ORDERS: i32 = 17;
+
+/// The first byte of what a run tells the spawner when one of its calls fails; then the error, then the
+/// stage, a word each.
+pub const CALL_FAILED: u8 = 8;
 
 /// Offsets in the page, for the interpreter: the stage, the status after it, the addresses of the C
 /// library's `fork` and of its `__errno_location`.
@@ -114,8 +127,45 @@ global_asm!(
     "call [r12 + {FORK}]",
     "test eax, eax",
     "jnz 30f",
-    "mov rsp, rbx", // the copy: back to where the interpreter was
+    "movabs r13, {ORDERS_AT}", // the copy: the orders' calls
+    "xor eax, eax",            // read
+    "mov edi, {ORDERS}",
+    "mov rsi, r13",
+    "mov edx, {ORDERS_SIZE}",
+    "syscall",
+    "mov r14, [r13]",
+    "lea r15, [r13 + {HEAD}]",
+    "25:",
+    "mov rax, [r15]",
+    "mov rdi, [r15 + 8]",
+    "mov rsi, [r15 + 16]",
+    "mov rdx, [r15 + 24]",
+    "mov r10, [r15 + 32]",
+    "mov r8, [r15 + 40]",
+    "mov r9, [r15 + 48]",
+    "syscall",
+    "cmp rax, [r15 + 56]",
+    "ja 26f",
+    "add r15, 72",
+    "dec r14",
+    "jnz 25b",
+    "mov rsp, rbx", // back to where the interpreter was
+    "xor eax, eax",
     "jmp 10b",
+    "26:", // a call failed: tell, and end
+    "neg eax",
+    "sub rsp, 16",
+    "mov byte ptr [rsp], {CALL_FAILED}",
+    "mov [rsp + 1], eax",
+    "mov eax, [r15 + 64]",
+    "mov [rsp + 5], eax",
+    "mov edi, {SOCKET}",
+    "mov rsi, rsp",
+    "mov edx, 9",
+    "mov eax, {WRITE}",
+    "syscall",
+    "mov edi, 127",
+    "jmp 42f",
     "30:", // init: wait for the copy's end
     "js 41f",
     "mov r15d, eax",
@@ -180,6 +230,13 @@ global_asm!(
     "ud2",
     "k15_zygote_end:",
     ".popsection",
+    ORDERS_AT = const ORDERS_AT,
+    ORDERS_SIZE = const ORDERS_SIZE,
+    ORDERS = const ORDERS,
+    HEAD = const HEAD,
+    SOCKET = const SOCKET,
+    CALL_FAILED = const CALL_FAILED,
+    WRITE = const libc::SYS_write,
     STAGE = const STAGE,
     FORK = const FORK,
     ERRNO = const ERRNO,
@@ -280,6 +337,67 @@ pub fn image(namespaces: i32, in_cgroup: bool) -> Vec<u8> {
     image.resize(PAGE_BYTES, 0);
     image.extend_from_slice(&page.0);
     image
+}
+
+/// How many bytes of orders come before the calls: three words.
+const HEAD: u64 = 24;
+
+/// A call that a run makes before it is the program: the stage it belongs to, its number, its arguments,
+/// and the most that it may answer.
+pub struct Call {
+    /// What is being done.
+    pub(crate) stage: Stage,
+    /// The system call.
+    pub number: libc::c_long,
+    /// Its arguments; see [`Orders::put`] for pointers.
+    pub arguments: [u64; 4],
+    /// Errors are more than any result.
+    pub most: u64,
+}
+
+/// A run's orders while they are written: a head of three words (how many calls there are, and two of the
+/// caller's), the calls, and what these point at.
+pub struct Orders {
+    calls: Vec<u8>,
+    rest: Vec<u8>,
+    count: u64,
+    /// Where the rest begins, as a run sees it.
+    rest_at: u64,
+}
+
+impl Orders {
+    /// Room for `calls` calls.
+    #[must_use]
+    pub fn new(calls: usize) -> Self {
+        let rest_at = ORDERS_AT + HEAD + 72 * calls as u64;
+        Self { calls: Vec::new(), rest: Vec::new(), count: 0, rest_at }
+    }
+
+    /// Puts `bytes` into the orders: their address in the run.
+    pub fn put(&mut self, bytes: &[u8]) -> u64 {
+        let at = self.rest_at + self.rest.len() as u64;
+        self.rest.extend_from_slice(bytes);
+        self.rest.resize(self.rest.len().next_multiple_of(8), 0);
+        at
+    }
+
+    /// Adds a call.
+    pub fn call(&mut self, call: &Call) {
+        let [first, second, third, fourth] = call.arguments;
+        let words = [call.number as u64, first, second, third, fourth, 0, 0, call.most];
+        words.iter().for_each(|word| self.calls.extend_from_slice(&word.to_le_bytes()));
+        self.calls.extend_from_slice(&(call.stage as u64).to_le_bytes());
+        self.count += 1;
+    }
+
+    /// The orders, if they are as many calls as there is room for and not too long.
+    #[must_use]
+    pub fn finish(self, words: [u64; 2]) -> Option<Vec<u8>> {
+        let head = [self.count, words[0], words[1]].map(u64::to_le_bytes).concat();
+        let orders = [head, self.calls, self.rest].concat();
+        let full = self.rest_at == ORDERS_AT + HEAD + 72 * self.count;
+        (full && self.count > 0 && orders.len() as u64 <= ORDERS_SIZE).then_some(orders)
+    }
 }
 
 /// The page while it is written.
