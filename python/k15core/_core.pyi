@@ -16,9 +16,12 @@ __all__ = [
     "RepetitionDetector",
     "SandboxPool",
     "Store",
+    "StoreReader",
     "__version__",
     "attend_cached",
+    "repair_store",
     "uniforms",
+    "verify_store",
 ]
 
 __version__: str
@@ -512,3 +515,72 @@ class SandboxPool:
 
     def close(self) -> None:
         """End the slots and remove all that was made; runs under way are waited for."""
+
+@final
+class StoreReader:
+    """A store that nobody has open, to be looked at; nothing is changed by it.
+
+    It holds what an opening would find. While it lives nobody gets the store to write to it; other
+    readers may look too. `max_uses` (1) decides which groups count as used up. Raises
+    InvalidInputError if the directory holds no store, StorageError if it is open, CorruptionError
+    if it is damaged.
+    """
+
+    def __new__(cls, directory: str | PathLike[str], *, max_uses: int | None = None) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *_exc_info: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...
+    def close(self) -> None:
+        """Let go of the directory."""
+
+    def trajectory_ids(self) -> list[int]:
+        """The ids of all trajectories, in their order."""
+
+    def trajectory(self, trajectory_id: int) -> dict[str, Any]:
+        """Everything about one trajectory; see `Store.trajectory`."""
+
+    def segments(self, trajectory_id: int) -> list[dict[str, Any]]:
+        """The pieces in which its response was appended.
+
+        Each has offset (in the response), n, version, file and file_offset.
+        """
+
+    def inspect(self) -> dict[str, Any]:
+        """What the store holds.
+
+        files (each name, bytes, committed, synced, first_record, bytes_live), spare_files,
+        spare_bytes, records, kinds (by kind: records, bytes), torn (the tail that an opening cuts,
+        or None), trajectories (by state), groups (all, ready, gone), tokens, bytes_live,
+        bytes_written, marks (version by id), version (the newest), staleness (groups by versions
+        behind the newest), next_group_id, next_trajectory_id, next_epoch.
+        """
+
+def verify_store(directory: str | PathLike[str]) -> dict[str, Any]:
+    """Read and check every record of a store that nobody has open. Changes nothing.
+
+    files, records, bytes and kinds count what is whole. damages names everything that is not, in
+    the order of the log: file, offset, bytes, record (number, or None), records (how many, None if
+    that is not known, 0 for a file's header), kind and subject with subject_id where the record's
+    header is whole, what (a sentence). opening is what `Store` would do: "clean", "cut" (torn
+    says what) or "refused" (refusal has the message).
+
+    Raises InvalidInputError if the directory holds no store, StorageError if it is open,
+    CorruptionError if it is of another format.
+    """
+
+def repair_store(directory: str | PathLike[str]) -> dict[str, Any]:
+    """Make a store that is refused open again, without what is damaged.
+
+    Everything whole is written into new files; then the old ones are renamed to `*.log.damaged`.
+    A store that opens is left alone: set_aside and written are empty then.
+
+    before is what `verify_store` found. groups_lost lists groups whose prompt is lost.
+    trajectories lists what others lost: trajectory_id, group_id (None if that is lost),
+    tokens_kept, tokens_lost, finish_lost (it is unfinished again), reward_lost. others_lost counts
+    other records by kind, unknown_lost those whose kind is not known. groups_kept,
+    trajectories_kept and tokens_kept count what the store holds now.
+
+    Raises what `verify_store` raises, StorageError if the disk is full. Nothing is changed then.
+    """

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from k15core.cli import sandbox
+from k15core.cli import sandbox, store
 from k15core.errors import Error
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   k15 model import smollm2.gguf models/smollm2  a GGUF file as a Hugging Face directory
   k15 sandbox run answer.py --stdin input.txt   run an untrusted program
   k15 sandbox doctor                            what the sandbox can do on this machine
+  k15 store verify runs/doors/store             check every record of a trajectory store
 """
 
 
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     importing.add_argument("target", help="the directory to make")
     importing.set_defaults(command=_model_import)
     sandbox.add_commands(commands)
+    store.add_commands(commands)
     return top
 
 

@@ -1,6 +1,6 @@
 //! What the queries of the store answer, as Python dictionaries.
 
-use k15_core::store::{FinishReason, RecoveryReport, Stats, TrajectoryView};
+use k15_core::store::{FinishReason, RecoveryReport, Stats, TornTail, TrajectoryView};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -50,14 +50,17 @@ pub fn report(py: Python<'_>, report: RecoveryReport) -> PyResult<Bound<'_, PyDi
     fields.set_item("files", report.files)?;
     fields.set_item("records", report.records)?;
     fields.set_item("bytes", report.bytes)?;
-    let torn = report.torn.map(|torn| -> PyResult<_> {
-        let fields = PyDict::new(py);
-        fields.set_item("file", torn.file)?;
-        fields.set_item("offset", torn.offset)?;
-        fields.set_item("bytes", torn.bytes)?;
-        fields.set_item("record", torn.record)?;
-        Ok(fields)
-    });
+    let torn = report.torn.map(|found| torn(py, found));
     fields.set_item("torn", torn.transpose()?)?;
+    Ok(fields)
+}
+
+/// A tail that was cut, or would be.
+pub fn torn(py: Python<'_>, torn: TornTail) -> PyResult<Bound<'_, PyDict>> {
+    let fields = PyDict::new(py);
+    fields.set_item("file", torn.file)?;
+    fields.set_item("offset", torn.offset)?;
+    fields.set_item("bytes", torn.bytes)?;
+    fields.set_item("record", torn.record)?;
     Ok(fields)
 }

@@ -46,6 +46,89 @@ pub(super) enum Damage {
     Payload(Header),
 }
 
+/// A file that may be damaged.
+pub(super) struct Examined {
+    pub(super) file: LogFile,
+    /// What is wrong with its header: offset and description.
+    pub(super) faults: Vec<(u64, String)>,
+    /// Whether its number and that of its first record are known.
+    pub(super) has_fields: bool,
+    /// Whether it is known where the log ends in it; else its end is that of the file.
+    pub(super) has_end: bool,
+    /// Where the log ended when it was written; beyond the file if that was truncated.
+    pub(super) committed: usize,
+    /// Whether a whole header names another format.
+    pub(super) is_foreign: bool,
+}
+
+impl Examined {
+    fn fault(&mut self, offset: usize, what: String) {
+        self.faults.push((offset as u64, what));
+    }
+
+    fn read_header(&mut self) {
+        let size = self.file.len();
+        let Some(head) = self.file.map.bytes().get(..DATA) else {
+            return self.fault(0, format!("{size} bytes, too short for a header"));
+        };
+        let format = u32_at(head, 8).unwrap_or(0);
+        let whole = u32_at(head, 12) == Some(header_checksum(head));
+        let padded = head[80..].iter().all(|&byte| byte == 0);
+        let field = |at| u64_at(head, at).unwrap_or(0);
+        let (sequence, length, first_number) = (field(16), field(24), field(32));
+        let (end, synced) = (read_word(field(COMMITTED)), read_word(field(SYNCED)));
+        let named = head[..8] == *MAGIC;
+        if !named {
+            self.fault(0, "offset 0: not a log file of a k15core store".into());
+        } else if !whole || !padded {
+            let what = format!(
+                "offset 0: the file's header does not match its checksum (its format field says \
+                 {format}, this version reads format {FORMAT})"
+            );
+            self.fault(0, what);
+        }
+        if whole && named {
+            if format != FORMAT {
+                self.is_foreign = true;
+                let what = format!(
+                    "written in format {format}; this version of k15core reads format {FORMAT}. \
+                     Nothing was changed: open it with a version that knows format {format}"
+                );
+                return self.fault(8, what);
+            }
+            (self.file.sequence, self.file.first_number) = (sequence, first_number);
+            self.has_fields = true;
+            if length != size as u64 {
+                let what = format!(
+                    "{size} bytes long, but its header says {length}: it was truncated or extended"
+                );
+                self.fault(24, what);
+            }
+        }
+        let longest = if self.has_fields { size.max(index(length)) } else { size };
+        match end.filter(|&end| end <= longest) {
+            Some(end) if end < DATA => {
+                self.fault(
+                    COMMITTED,
+                    format!("offset {COMMITTED}: `committed` is inside the header"),
+                );
+            }
+            Some(end) => {
+                (self.file.end, self.committed, self.has_end) = (end.min(size), end, true);
+            }
+            None => self.word_fault("committed", COMMITTED),
+        }
+        match synced.filter(|&synced| synced <= longest) {
+            Some(synced) => self.file.synced = synced.min(size),
+            None => self.word_fault("synced", SYNCED),
+        }
+    }
+
+    fn word_fault(&mut self, name: &str, at: usize) {
+        self.fault(at, format!("offset {at}: the word `{name}` does not match its checksum"));
+    }
+}
+
 impl LogFile {
     /// Begin a file in fresh or recycled memory: from now on it is empty.
     pub(super) fn create(mut map: Map, sequence: u64, first_number: u64) -> Self {
@@ -66,46 +149,28 @@ impl LogFile {
 
     /// Take up a file that is there; refuses what is damaged or of another format, untouched.
     pub(super) fn open(map: Map, path: &Path) -> Result<Self> {
-        let wrong = |what: String| Error::Corruption(format!("{}: {what}", path.display()));
-        let bytes = map.bytes();
-        let head = bytes
-            .get(..DATA)
-            .ok_or_else(|| wrong(format!("{} bytes, too short for a header", bytes.len())))?;
-        if head[..8] != *MAGIC {
-            return Err(wrong("offset 0: not a log file of a k15core store".into()));
+        let examined = Self::examine(map, path);
+        match examined.faults.into_iter().next() {
+            Some((_, what)) => Err(Error::Corruption(format!("{}: {what}", path.display()))),
+            None => Ok(examined.file),
         }
-        let format = u32_at(head, 8).unwrap_or(0);
-        if u32_at(head, 12) != Some(header_checksum(head)) || head[80..].iter().any(|&b| b != 0) {
-            return Err(wrong(format!(
-                "offset 0: the file's header does not match its checksum (its format field says \
-                 {format}, this version reads format {FORMAT})"
-            )));
-        }
-        if format != FORMAT {
-            return Err(wrong(format!(
-                "written in format {format}; this version of k15core reads format {FORMAT}. \
-                 Nothing was changed: open it with a version that knows format {format}"
-            )));
-        }
-        let field = |at| u64_at(head, at).unwrap_or(0);
-        if field(24) != bytes.len() as u64 {
-            return Err(wrong(format!(
-                "{} bytes long, but its header says {}: it was truncated or extended",
-                bytes.len(),
-                field(24)
-            )));
-        }
-        let word = |name: &str, at| {
-            read_word(field(at)).filter(|&end| end <= bytes.len()).ok_or_else(|| {
-                wrong(format!("offset {at}: the word `{name}` does not match its checksum"))
-            })
+    }
+
+    /// Take up a file as far as it can be: with everything that is wrong with its header.
+    pub(super) fn examine(map: Map, path: &Path) -> Examined {
+        let size = map.bytes().len();
+        let path = Some(path.to_owned());
+        let file = Self { sequence: 0, first_number: 0, path, end: size, synced: 0, map };
+        let mut examined = Examined {
+            file,
+            faults: Vec::new(),
+            has_fields: false,
+            has_end: false,
+            committed: 0,
+            is_foreign: false,
         };
-        let (end, synced) = (word("committed", COMMITTED)?, word("synced", SYNCED)?);
-        if end < DATA {
-            return Err(wrong(format!("offset {COMMITTED}: `committed` is inside the header")));
-        }
-        let (sequence, first_number) = (field(16), field(32));
-        Ok(Self { sequence, first_number, path: Some(path.to_owned()), end, synced, map })
+        examined.read_header();
+        examined
     }
 
     pub(super) fn len(&self) -> usize {
@@ -161,10 +226,15 @@ impl LogFile {
         self.map.bytes_mut()[end..].fill(0);
     }
 
+    /// The header of the record that begins at `at`, if there is one.
+    pub(super) fn header(&self, at: usize) -> Option<Header> {
+        self.map.bytes().get(at..).and_then(Header::decode)
+    }
+
     /// The record that begins at `at`, checked, and what it takes in the log.
     pub(super) fn record(&self, at: usize) -> Result<(Header, &[u8], usize), Damage> {
         let bytes = self.map.bytes();
-        let header = bytes.get(at..).and_then(Header::decode).ok_or(Damage::Header)?;
+        let header = self.header(at).ok_or(Damage::Header)?;
         let payload = at + record::HEADER;
         let end = at + record::size(header.payload);
         let checked = bytes.get(payload..end).ok_or(Damage::Header)?;
@@ -200,6 +270,10 @@ fn header_checksum(head: &[u8]) -> u32 {
 fn checked_word(end: usize) -> u64 {
     let low = u32::try_from(end).unwrap_or(u32::MAX);
     u64::from(crc32c::crc32c(&low.to_le_bytes())) << 32 | u64::from(low)
+}
+
+fn index(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
 }
 
 fn read_word(word: u64) -> Option<usize> {

@@ -174,7 +174,7 @@ impl Index {
     }
 
     /// Remove every trace of a group; its bytes in the log are garbage from now on.
-    fn forget(&mut self, group_id: u64) {
+    pub(super) fn forget(&mut self, group_id: u64) {
         if let Some(group) = self.groups.remove(&group_id) {
             self.ready.remove(&group_id);
             self.spent.remove(&group_id);
@@ -192,10 +192,15 @@ impl Index {
     }
 
     /// A member of the group that is being written again.
-    fn moving_member(&mut self, id: u64) -> Option<(&mut Group, &mut Trajectory)> {
+    pub(super) fn moving_member(&mut self, id: u64) -> Option<(&mut Group, &mut Trajectory)> {
         let moving = self.moving.as_mut()?;
         let place = usize::try_from(id.checked_sub(moving.group.first_trajectory)?).ok()?;
         Some((&mut moving.group, moving.members.get_mut(place)?))
+    }
+
+    /// Let the group's earlier place stand.
+    pub(super) fn abandon_move(&mut self) {
+        self.moving = None;
     }
 
     fn finish_move(&mut self, moving: Moving, file: u64, size: u64) {
@@ -260,7 +265,7 @@ impl Index {
     }
 
     /// Put a group and its members into the sets in which they are looked for.
-    fn classify(&mut self, group_id: u64) {
+    pub(super) fn classify(&mut self, group_id: u64) {
         let Some(group) = self.groups.get(&group_id) else { return };
         let alive = self.is_alive(group);
         if alive && self.is_complete(group) {

@@ -45,7 +45,7 @@ impl Sync {
 /// The directory of a store, locked against other openers.
 pub(super) struct Home {
     pub(super) directory: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 pub(super) struct Log {
@@ -69,7 +69,27 @@ impl Home {
         let path = directory.join("lock");
         let lock = File::options().create(true).append(true).open(&path);
         let lock = lock.map_err(storage(&path, "open"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Self::lock(directory, Some(lock), FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Lock a directory that is there against openers, to read it. Nothing is made or changed.
+    pub(super) fn open_to_read(directory: &Path) -> Result<Self> {
+        let lock = match File::open(directory.join("lock")) {
+            Ok(lock) => Some(lock),
+            // A copy of the log without its lock: whoever opens it would make one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(storage(&directory.join("lock"), "open")(error)),
+        };
+        Self::lock(directory, lock, FlockOperation::NonBlockingLockShared)
+    }
+
+    /// The same directory for a log that lives while this holds the lock.
+    pub(super) fn under_lock(&self) -> Self {
+        Self { directory: self.directory.clone(), _lock: None }
+    }
+
+    fn lock(directory: &Path, lock: Option<File>, how: FlockOperation) -> Result<Self> {
+        match lock.as_ref().map_or(Ok(()), |lock| rustix::fs::flock(lock, how)) {
             Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(storage(directory, "open the store")(io::Error::new(
@@ -77,11 +97,11 @@ impl Home {
                     "another opener holds it; a store has one at a time (close it there first)",
                 )))
             }
-            Err(error) => Err(storage(&path, "lock")(error.into())),
+            Err(error) => Err(storage(&directory.join("lock"), "lock")(error.into())),
         }
     }
 
-    fn sync(&self) -> Result<()> {
+    pub(super) fn sync(&self) -> Result<()> {
         let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
         directory.map_err(storage(&self.directory, "sync the directory"))
     }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 /// A fixed range of bytes that may be backed by a file.
 pub(super) struct Map {
@@ -43,6 +43,15 @@ impl Map {
         // goes through `&mut Map`, and no code of ours truncates a file that is mapped.
         let map = unsafe { MmapMut::map_mut(file)? };
         Ok(Self { map, durable: true })
+    }
+
+    /// The whole of a file, to be looked at: what is written to the map stays in this process.
+    pub(super) fn private(file: &File) -> io::Result<Self> {
+        // SAFETY: as for `file`: the bytes must not change under the references that this type
+        // hands out, and the file must not shrink. Whoever reads a store holds a lock on its
+        // directory that excludes openers, and no code of ours truncates a log file.
+        let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file)? };
+        Ok(Self { map, durable: false })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -93,6 +102,16 @@ mod tests {
         map.sync(0, 4096).unwrap();
         drop(map);
         assert_eq!(Map::file(&file).unwrap().bytes()[10], 7);
+    }
+
+    #[test]
+    fn what_is_written_to_a_private_map_stays_out_of_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut map = Map::private(&file).unwrap();
+        map.bytes_mut()[10] = 7;
+        map.sync(0, 4096).unwrap();
+        assert_eq!(Map::file(&file).unwrap().bytes()[10], 0);
     }
 
     #[test]

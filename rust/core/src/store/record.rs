@@ -54,7 +54,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 16] = [
+    /// In the order of the format.
+    pub(super) const ALL: [Self; 16] = [
         Self::Base,
         Self::Group,
         Self::Append,
@@ -72,6 +73,11 @@ impl Kind {
         Self::MovedEnd,
         Self::MovedAbort,
     ];
+
+    /// The name of the kind.
+    pub(super) fn name(self) -> String {
+        format!("{self:?}")
+    }
 
     /// What the record's subject is called in an error.
     pub(super) fn subject(self) -> &'static str {

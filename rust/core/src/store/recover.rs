@@ -58,9 +58,42 @@ pub(super) fn boot_id() -> [u8; 16] {
 pub(super) fn recover(log: &mut Log, index: &mut Index) -> Result<RecoveryReport> {
     let Some(home) = &log.home else { return Ok(RecoveryReport::default()) };
     let (paths, spares) = list(&home.directory)?;
+    let (report, cut) = take_up(log, index, &paths, Access::Write)?;
+    if let Some((file, offset)) = cut {
+        cut_at(log, file, offset)?;
+    }
+    for path in spares {
+        // A spare of another length was left half allocated, or is of another file size.
+        let length = fs::metadata(&path).map_err(storage(&path, "read the size"))?.len();
+        if length == log.file_bytes as u64 {
+            log.spares.push((map(&path, Access::Write)?, Some(path)));
+        } else {
+            fs::remove_file(&path).map_err(storage(&path, "remove"))?;
+        }
+    }
+    Ok(report)
+}
+
+/// What files of the log are opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+/// What was found, and the file (by its place) and offset at which the log is to be cut, if it is.
+pub(super) type Found = (RecoveryReport, Option<(usize, usize)>);
+
+/// Read these files into an empty log and index. Changes no file.
+pub(super) fn take_up(
+    log: &mut Log,
+    index: &mut Index,
+    paths: &[PathBuf],
+    access: Access,
+) -> Result<Found> {
     let mut report = RecoveryReport { files: paths.len() as u64, ..RecoveryReport::default() };
-    for path in &paths {
-        let file = LogFile::open(map(path)?, path)?;
+    for path in paths {
+        let file = LogFile::open(map(path, access)?, path)?;
         let expected = log.files.back().map_or(file.sequence, |before| before.sequence + 1);
         if file.sequence != expected || !path.ends_with(log_name(expected)) {
             return Err(Error::Corruption(format!(
@@ -74,19 +107,7 @@ pub(super) fn recover(log: &mut Log, index: &mut Index) -> Result<RecoveryReport
     }
     log.next_number = log.files.front().map_or(1, |file| file.first_number);
     let cut = read(log, index, &mut report)?;
-    if let Some((file, offset)) = cut {
-        cut_at(log, file, offset)?;
-    }
-    for path in spares {
-        // A spare of another length was left half allocated, or is of another file size.
-        let length = fs::metadata(&path).map_err(storage(&path, "read the size"))?.len();
-        if length == log.file_bytes as u64 {
-            log.spares.push((map(&path)?, Some(path)));
-        } else {
-            fs::remove_file(&path).map_err(storage(&path, "remove"))?;
-        }
-    }
-    Ok(report)
+    Ok((report, cut))
 }
 
 /// Check and apply every record; where the log has to be cut, if it has to.
@@ -233,7 +254,7 @@ fn cut_at(log: &mut Log, place: usize, offset: usize) -> Result<()> {
 }
 
 /// The log's files in order, and the spares.
-fn list(directory: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+pub(super) fn list(directory: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let entries = fs::read_dir(directory).map_err(storage(directory, "list"))?;
     let (mut files, mut spares) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -249,11 +270,16 @@ fn list(directory: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((files, spares))
 }
 
-fn map(path: &Path) -> Result<Map> {
-    let file = File::options().read(true).write(true).open(path);
+/// Map a file: to write to it, or to look at it only.
+pub(super) fn map(path: &Path, access: Access) -> Result<Map> {
+    let file = File::options().read(true).write(access == Access::Write).open(path);
     let file = file.map_err(storage(path, "open"))?;
     if file.metadata().map_err(storage(path, "read the size"))?.len() == 0 {
         return Err(Error::Corruption(format!("{}: the file is empty", path.display())));
     }
-    Map::file(&file).map_err(storage(path, "map"))
+    let mapped = match access {
+        Access::Write => Map::file(&file),
+        Access::Read => Map::private(&file),
+    };
+    mapped.map_err(storage(path, "map"))
 }

@@ -56,7 +56,7 @@ impl Store {
         Ok(true)
     }
 
-    fn rewrite(&mut self, group_id: u64) -> Result<()> {
+    pub(super) fn rewrite(&mut self, group_id: u64) -> Result<()> {
         let head = self.moved_head(group_id)?;
         self.put(Kind::MovedGroup, group_id, &[&head])?;
         for id in self.group_of(group_id)?.members() {
@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// The record of a group with its state.
-    fn moved_head(&self, group_id: u64) -> Result<Vec<u8>> {
+    pub(super) fn moved_head(&self, group_id: u64) -> Result<Vec<u8>> {
         let group = self.group_of(group_id)?;
         let mut members = Vec::with_capacity(group.k as usize);
         for id in group.members() {

@@ -39,6 +39,22 @@ impl Trajectory {
         self.chunks.first().map(|chunk| chunk.version)
     }
 
+    /// Return to a length at which a piece ends; false if none does.
+    pub(super) fn cut(&mut self, length: u32) -> bool {
+        let mut left = self.length;
+        let kept = self.chunks.iter().rposition(|chunk| {
+            let is_here = left == length;
+            left -= if is_here { 0 } else { chunk.n };
+            is_here
+        });
+        if kept.is_none() && left != length {
+            return false;
+        }
+        self.chunks.truncate(kept.map_or(0, |at| at + 1));
+        self.length = length;
+        true
+    }
+
     /// Return to what is valid under `version`.
     pub(super) fn take_back(&mut self, version: u32) {
         while self.discarded.last().is_some_and(|(under, _)| *under > version) {
