@@ -67,7 +67,16 @@ impl Memory {
 
 impl Controller for Memory {
     fn limit(&mut self, limits: &Limits) -> Result<()> {
-        if self.set == Some(limits.memory_bytes) { Ok(()) } else { self.set(limits.memory_bytes) }
+        if self.set == Some(limits.memory_bytes) {
+            return Ok(());
+        }
+        self.set(limits.memory_bytes)?;
+        // What was little under the limit before may be much under this one.
+        if self.base > limits.memory_bytes / RESIDUE_SHARE {
+            let _ = self.force_empty.try_write("0");
+            self.begin()?;
+        }
+        Ok(())
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -124,6 +133,18 @@ mod tests {
         memory.limit(&limits).unwrap();
         assert_eq!(fake.read("memory.limit_in_bytes"), "67108864");
         assert_eq!(fake.read("memory.memsw.limit_in_bytes"), "67108864");
+    }
+
+    #[test]
+    fn residue_is_measured_by_the_limit_of_the_run() {
+        let fake = fake();
+        let mut memory = Memory::open(fake.path()).unwrap();
+        memory.limit(&Limits { memory_bytes: 1 << 30, ..Limits::default() }).unwrap();
+        memory.base = 90 << 20;
+        memory.limit(&Limits { memory_bytes: 512 << 20, ..Limits::default() }).unwrap();
+        assert_eq!((memory.base, fake.read("memory.force_empty").as_str()), (90 << 20, ""));
+        memory.limit(&Limits { memory_bytes: 128 << 20, ..Limits::default() }).unwrap();
+        assert_eq!((memory.base, fake.read("memory.force_empty").as_str()), (0, "0"));
     }
 
     #[test]
