@@ -12,7 +12,7 @@ from k15core.errors import SandboxError
 from k15core.sandbox import Sandbox
 from k15core.sandbox.local import SPAWNER
 
-RUNNERS = ("direct", "crun", "warm")
+RUNNERS = ("direct", "crun", "crun-plain", "warm")
 """Every runner of the sandbox. Each attack runs against each."""
 
 

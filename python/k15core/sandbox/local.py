@@ -57,9 +57,10 @@ class Sandbox:
     make. Nothing of one run is visible to the next.
 
     `runner` is how a run is started: "direct" by the kernel's own calls, "crun" as an OCI container
-    by crun 1.8 or newer, with the same walls and limits; "warm" by a copy of an interpreter that
-    has started already, for programs in `python`, and the direct way for all others; "auto" takes
-    the direct one.
+    by crun 1.8 or newer, with the same walls and limits; "crun-plain" likewise with every namespace
+    fresh and a /dev with terminals, for images that expect them; "warm" by a copy of an interpreter
+    that has started already, for programs in `python`, and the direct way for all others; "auto"
+    takes the direct one.
 
     The interpreters of the warm runner have imported what programs use most, and `warm_modules`
     (numpy, say), which must be there and start no threads. Each serves `warm_runs` runs, one after

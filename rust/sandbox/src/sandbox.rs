@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The names of the runners.
-pub const RUNNERS: &[&str] = &["direct", "crun", "warm"];
+pub const RUNNERS: &[&str] = &["direct", "crun", "crun-plain", "warm"];
 
 /// What a sandbox is made from.
 #[derive(Clone, Debug)]
@@ -161,6 +161,7 @@ impl Sandbox {
                 });
             }
             "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
+            "crun-plain" => Box::new(Crun::new(spawner, plan, host, name, users)?.plain()),
             "warm" if options.writable_root => {
                 let expected =
                     "false: a warm interpreter has opened files of the root that is there";

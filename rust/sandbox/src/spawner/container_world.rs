@@ -18,6 +18,8 @@ pub(crate) const BUNDLE: &str = "/bundle";
 pub(crate) const STATE: &str = "/state";
 /// The container's init, in the run's root. Only root may read or execute it.
 pub(crate) const INIT: &str = "/.k15-init";
+/// The run's /tmp, in the runtime's world.
+pub(crate) const RUN_TMP: &str = "/bundle/tree/tmp";
 /// Where a run's own file system is attached.
 pub(super) const RUN_FILES: &CStr = c"/bundle/tree/tmp";
 

@@ -46,7 +46,7 @@ use child::{Init, Program, Report};
 use container::Container;
 pub(crate) use container_init::CAPABILITIES;
 pub use container_init::be_init;
-pub(crate) use container_world::{BUNDLE, INIT, STATE};
+pub(crate) use container_world::{BUNDLE, INIT, RUN_TMP, STATE};
 use files::RunFiles;
 use order::Order;
 use overlay::Overlay;

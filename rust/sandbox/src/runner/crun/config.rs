@@ -3,21 +3,28 @@
 use serde_json::{Value, json};
 
 use crate::seccomp;
-use crate::spawner::{CAPABILITIES, GROUP, INIT};
+use crate::spawner::{CAPABILITIES, GROUP, INIT, RUN_TMP};
 use crate::sys::seccomp::Instruction;
+
+/// How much of a container is made for every run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// What must be fresh: the pid, mount and ipc namespaces, and /proc. The other namespaces are those that
+    /// crun is started in.
+    Least,
+    /// Every namespace, and a /dev as images expect it of a container, with terminals.
+    Full,
+}
 
 /// The configuration of every run of a slot whose filter knows init by `key`, with a root that runs can
 /// write to if `is_writable`.
 ///
-/// Only what is fresh in each run is asked for: the pid, mount and ipc namespaces, and /proc. The other
-/// namespaces are those that crun is started in, and /tmp lies in the root already when it is
-/// started. Limits and the user are set by the container's init, since they differ from run to run.
-pub(super) fn config(key: u64, is_writable: bool) -> String {
+/// /tmp lies in the root already when crun is started. Limits and the user are set by the container's init,
+/// since they differ from run to run.
+pub(super) fn config(key: u64, is_writable: bool, extent: Extent) -> String {
     let capabilities: Vec<&str> = CAPABILITIES.iter().map(|&(name, _)| name).collect();
-    let namespaces: Vec<Value> =
-        ["pid", "mount", "ipc"].iter().map(|kind| json!({ "type": kind })).collect();
     let filter = seccomp::compile(seccomp::RULES, key);
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.0",
         "process": {
             "terminal": false,
@@ -33,16 +40,36 @@ pub(super) fn config(key: u64, is_writable: bool) -> String {
             "noNewPrivileges": true,
         },
         "root": { "path": "tree", "readonly": !is_writable },
-        "mounts": [{
-            "destination": "/proc",
-            "type": "proc",
-            "source": "proc",
-            "options": ["ro", "nosuid", "nodev", "noexec", "hidepid=2", "subset=pid"],
-        }],
-        "linux": { "namespaces": namespaces },
         "annotations": { "run.oci.seccomp_bpf_data": base64(&bytes(&filter)) },
-    })
-    .to_string()
+    });
+    let mut mounts = vec![mount("/proc", "proc", "ro,nosuid,nodev,noexec,hidepid=2,subset=pid")];
+    let mut namespaces = vec!["pid", "mount", "ipc"];
+    if extent == Extent::Full {
+        namespaces.extend(["uts", "network", "cgroup"]);
+        mounts.extend(devices());
+        config["hostname"] = "sandbox".into();
+    }
+    let namespaces: Vec<Value> = namespaces.iter().map(|kind| json!({ "type": kind })).collect();
+    config["linux"] = json!({ "namespaces": namespaces });
+    config["mounts"] = mounts.into();
+    config.to_string()
+}
+
+/// /dev and what the specification has in it, of fixed size where it holds anything. /dev/shm is the run's
+/// /tmp, as it is without this, so that it counts as the run's disk.
+fn devices() -> Vec<Value> {
+    let mut shared = mount("/dev/shm", "bind", "rbind,nosuid,nodev");
+    shared["source"] = RUN_TMP.into();
+    vec![
+        mount("/dev", "tmpfs", "nosuid,noexec,strictatime,mode=755,size=64k,nr_inodes=64"),
+        mount("/dev/pts", "devpts", "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620"),
+        shared,
+    ]
+}
+
+fn mount(to: &str, kind: &str, options: &str) -> Value {
+    let options: Vec<&str> = options.split(',').collect();
+    json!({ "destination": to, "type": kind, "source": kind, "options": options })
 }
 
 /// The program as the kernel takes it: an array of struct sock_filter.
@@ -89,10 +116,21 @@ mod tests {
 
     #[test]
     fn the_filter_is_in_the_annotation_as_the_kernel_takes_it() {
-        let config: Value = serde_json::from_str(&config(7, false)).unwrap();
+        let config: Value = serde_json::from_str(&config(7, false, Extent::Least)).unwrap();
         let data = config["annotations"]["run.oci.seccomp_bpf_data"].as_str().unwrap();
         let filter = seccomp::compile(seccomp::RULES, 7);
         assert_eq!(data.len(), (filter.len() * 8).div_ceil(3) * 4);
         assert_eq!(config["process"]["noNewPrivileges"], true);
+    }
+
+    #[test]
+    fn a_full_container_shares_no_namespace_and_has_the_same_walls() {
+        let read = |extent| serde_json::from_str::<Value>(&config(7, false, extent)).unwrap();
+        let (least, full) = (read(Extent::Least), read(Extent::Full));
+        assert_eq!(full["linux"]["namespaces"].as_array().unwrap().len(), 6);
+        assert_eq!(full["mounts"][0], least["mounts"][0]);
+        for same in ["process", "root", "annotations"] {
+            assert_eq!(full[same], least[same], "{same}");
+        }
     }
 }

@@ -11,12 +11,19 @@
 //! What makes it fast: no cgroup is made or moved into, no session keyring, a filter that is compiled
 //! already (the annotation `run.oci.seccomp_bpf_data`), one configuration for all runs, few mounts to
 //! copy, and a runtime that need not copy itself.
+//!
+//! `crun-plain` is for programs and images that expect more of a container: every namespace is fresh, and
+//! /dev is made by crun, with /dev/pts. /proc shows processes alone there too, and there is no /sys:
+//! a host's are no program's business. Limits are held by the slot's cgroup, so crun makes none: it would
+//! be one inside that.
 
 mod config;
 mod find;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use config::Extent;
 
 use super::{Runner, RunnerSlot, Users};
 use crate::cgroup::{Group, Host};
@@ -34,6 +41,7 @@ pub struct Crun {
     users: Arc<Users>,
     /// crun's binary.
     crun: PathBuf,
+    extent: Extent,
 }
 
 impl Crun {
@@ -47,8 +55,13 @@ impl Crun {
         pool_name: String,
         users: Arc<Users>,
     ) -> Result<Self> {
-        let crun = find::find()?;
-        Ok(Self { spawner, plan, host, pool_name, users, crun })
+        let (crun, extent) = (find::find()?, Extent::Least);
+        Ok(Self { spawner, plan, host, pool_name, users, crun, extent })
+    }
+
+    /// The same with a full container for every run: the runner `crun-plain`.
+    pub(crate) fn plain(self) -> Self {
+        Self { extent: Extent::Full, ..self }
     }
 
     fn runtime(&self) -> Result<Runtime> {
@@ -68,7 +81,7 @@ impl Crun {
             world: Plan::for_runtime(),
             path: self.crun.clone(),
             arguments: words.map(str::to_owned).to_vec(),
-            config: config::config(key, self.plan.is_writable),
+            config: config::config(key, self.plan.is_writable, self.extent),
             key,
         })
     }
@@ -76,7 +89,10 @@ impl Crun {
 
 impl Runner for Crun {
     fn name(&self) -> &'static str {
-        "crun"
+        match self.extent {
+            Extent::Least => "crun",
+            Extent::Full => "crun-plain",
+        }
     }
 
     fn check(&self, job: &Job) -> Result<()> {
