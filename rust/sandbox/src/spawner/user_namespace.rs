@@ -30,7 +30,11 @@ pub(super) fn is_entered() -> bool {
 /// Moves this process, which must have its memory to itself, into a new user namespace.
 pub(super) fn enter() -> Result<()> {
     let (user, group) = credentials::user_and_group();
-    process::unshare(libc::CLONE_NEWUSER).step(|| "make a user namespace".into())?;
+    process::unshare(libc::CLONE_NEWUSER).step(|| {
+        "make a user namespace, which a container's filter on calls may forbid (Docker: \
+         --security-opt seccomp=unconfined, or run it as root with CAP_SYS_ADMIN)"
+            .into()
+    })?;
     let maps = [
         ("setgroups", "deny".to_owned()),
         ("uid_map", format!("{USER} {user} 1")),
