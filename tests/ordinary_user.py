@@ -40,7 +40,7 @@ def need() -> None:
 
 def run(*words: str, delegated: bool) -> subprocess.CompletedProcess[str]:
     """`pytest WORDS` as the user, in a folder like the repository's."""
-    with _copy() as folder, _groups(delegated) as groups:
+    with _copy() as folder, _groups(delegated) as groups, _no_registry():
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": str(folder),
@@ -94,6 +94,15 @@ def _copy() -> Iterator[Path]:
         (folder / "pytest.ini").write_text("[pytest]\npythonpath = tests\nfilterwarnings = error\n")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         yield folder
+
+
+@contextmanager
+def _no_registry() -> Iterator[None]:
+    """Nothing is left of the folder in which the user's pools are entered."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(f"/tmp/k15core-{USER}", ignore_errors=True)
 
 
 def _own_groups() -> list[Path]:

@@ -225,7 +225,11 @@ def in_user_namespace(before: str) -> list[object]:
 
 
 def test_root_of_a_user_namespace_is_an_ordinary_user() -> None:
+    of_root = Path("/tmp/k15core-0")
+    was_there = of_root.exists()
     assert in_user_namespace("true") == [True, ["ok", "65534\n", ""]]
+    # It is entered under the user's own name: root of another namespace could not share root's.
+    assert of_root.exists() == was_there
 
 
 def test_where_user_namespaces_are_off_it_names_the_setting() -> None:

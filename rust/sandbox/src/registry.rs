@@ -76,7 +76,7 @@ fn directory() -> Result<PathBuf> {
     let runtime = || std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(is_own);
     let path = match run.or_else(runtime) {
         Some(base) => base.join("k15core"),
-        None => PathBuf::from(format!("/tmp/k15core-{user}")),
+        None => PathBuf::from(format!("/tmp/k15core-{}", outside(user))),
     };
     match DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -88,6 +88,20 @@ fn directory() -> Result<PathBuf> {
         return Err(Error::invalid("registry", path.display(), expected));
     }
     Ok(path)
+}
+
+/// What `user` is called outside of this user namespace, where the same number can mean many.
+fn outside(user: u32) -> u32 {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let lines = map.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(|word| word.parse::<u32>().ok());
+        Some((numbers.next()??, numbers.next()??, numbers.next()??))
+    });
+    let mut found = lines.filter_map(|(inside, outside, count)| {
+        let place = user.checked_sub(inside).filter(|place| *place < count)?;
+        outside.checked_add(place)
+    });
+    found.next().unwrap_or(user)
 }
 
 /// Who made a pool.
