@@ -13,6 +13,7 @@ CLAIMS = [
     "sampler",
     "rollout_partial",
     "store",
+    "store_durable",
     "sandbox_direct",
     "sandbox_crun",
     "sandbox_warm",

@@ -1,7 +1,4 @@
-"""The trajectory store in memory against NumPy and memcpy on the same arrays, one thread.
-
-The bars of these claims are a later issue's: the rows are here to be looked at.
-"""
+"""The trajectory store in memory against NumPy and memcpy on the same arrays, one thread."""
 
 from __future__ import annotations
 
@@ -84,7 +81,7 @@ def insert() -> list[Entry]:
         "store.insert",
         ours,
         {peer: slices},
-        bars={peer: None},
+        bars={peer: 0.8},
         unit="Mtok/s",
         figure=lambda seconds: total / seconds / 1e6,
         warmup=2 * PASSES_KEPT,
@@ -132,7 +129,7 @@ def sample_pack() -> list[Entry]:
         "store.sample_pack",
         sample,
         peers,
-        bars=dict.fromkeys(peers),
+        bars={"memcpy of the batch's bytes": 0.55, "numpy concatenate": 1.3},
         unit="Mtok/s",
         figure=lambda seconds: total / seconds / 1e6,
         warmup=3,
