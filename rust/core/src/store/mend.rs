@@ -167,7 +167,9 @@ impl Mender {
             }
             Event::MovedEnd { group_id } => {
                 if self.moving.as_ref().is_none_or(|moving| moving.group_id != group_id) {
-                    if !self.index.groups.contains_key(&group_id) {
+                    // Its head may also have gone by right, with an older file.
+                    let may_be_lost = self.others.contains_key("");
+                    if may_be_lost && !self.index.groups.contains_key(&group_id) {
                         self.groups.insert(group_id);
                     }
                     return Ok(());
