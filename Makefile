@@ -8,7 +8,7 @@ RUNS ?= 100000
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak clean
+.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,12 @@ lint: build ## formatting, lints, types, the stub gate
 fmt: $(VENV)/.ready ## format everything
 	@cargo fmt --all
 	@$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+
+break-defences: build ## take out one defence of the sandbox after the other; writes docs/sandbox-attacks.md
+	@$(PY) scripts/break_defences.py
+
+test-v2: build ## the sandbox on a kernel with cgroup v2 only, booted in qemu
+	@bash scripts/test_v2.sh
 
 soak: build ## 100,000 sandboxed runs in a row while slots are killed; RUNNER=name and RUNS=n pick others
 	@PYTHONPATH=tests $(PY) -m soak --runner $(RUNNER) --runs $(RUNS)
