@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from k15core.models.decode import ROW_MULTIPLE, Decoder
-from k15core.models.kv_cache_torch import TorchCache, attend_rows, length_bias
 
 REFERENCE_ROWS = 256
 HEAD_ROWS = 4096
@@ -23,14 +22,13 @@ HEAD_ROWS = 4096
 
 @torch.inference_mode()
 def calibrate(decoder: Decoder) -> None:
-    """Raise `decoder.min_rows`, and thin out padded lengths, until results do not depend on them.
+    """Raise `decoder.min_rows`, and let its cache choose lengths, until nothing depends on them.
 
     Warns where no row count up to REFERENCE_ROWS will do (seen with no CPU library so far): runs
     then repeat exactly only in the same company.
     """
     generator = torch.Generator(decoder.device).manual_seed(0)
-    if isinstance(decoder.cache, TorchCache):
-        decoder.cache.lengths = _lengths(decoder, decoder.cache.lengths, generator)
+    decoder.cache.calibrate(generator)
     reference = max(REFERENCE_ROWS, decoder.width(decoder.rows))
     weights = {
         w.shape: w
@@ -67,31 +65,3 @@ def _least_rows(weight: Tensor, least: int, reference: int, generator: torch.Gen
             if not torch.equal(F.linear(x[order], weight), wanted[order]):
                 return rows + ROW_MULTIPLE
     return least
-
-
-def _lengths(decoder: Decoder, lengths: list[int], generator: torch.Generator) -> list[int]:
-    """The padded lengths at which attention gives the bits of the longest."""
-    config, rows = decoder.config, 4
-    heads, D = config.num_key_value_heads, config.head_dim
-
-    def random(*shape: int) -> Tensor:
-        dtype = decoder.embedding.dtype
-        return torch.randn(shape, device=decoder.device, dtype=dtype, generator=generator)
-
-    q = random(rows, config.num_attention_heads, D)
-    keys, values = random(rows * heads, decoder.length, D), random(rows * heads, decoder.length, D)
-
-    def attention(n: int, positions: Tensor, length: int) -> Tensor:
-        bias = length_bias(positions[:n], length, heads, q.dtype)
-        out = q.new_empty(n, config.num_attention_heads * D)
-        attend_rows(q[:n], keys[: n * heads], values[: n * heads], bias, out=out)
-        return out
-
-    kept = []
-    for length in lengths:
-        steps = torch.linspace(0, length - 1, rows, device=decoder.device).long()
-        wanted = attention(rows, steps, decoder.length)
-        same = torch.equal(attention(rows, steps, length), wanted)
-        if same and torch.equal(attention(1, steps, length), wanted[:1]):
-            kept.append(length)
-    return kept or [decoder.length]

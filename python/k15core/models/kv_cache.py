@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,6 +59,10 @@ class KVCache(Protocol):
 
     def extend(self, pieces: Sequence[Piece], positions: Tensor) -> Attend:
         """Attention of pieces, one after another, and what is behind them; `positions` [W]."""
+
+    def calibrate(self, generator: torch.Generator) -> None:
+        """Keep to sizes at which attention gives the same bits on this machine: random numbers of
+        the generator, which is on the cache's device, show where it does not."""
 
     def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], length: int) -> None:
         """Copy the first `length` tokens of rows; sources are read before targets are written."""
@@ -104,6 +109,9 @@ class NativeCache:
             )
 
         return attend
+
+    def calibrate(self, generator: torch.Generator) -> None:
+        """See KVCache. Nothing to do: a token's attention has no size but its own."""
 
     def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], length: int) -> None:
         """See KVCache."""

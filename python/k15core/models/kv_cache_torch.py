@@ -1,7 +1,7 @@
 """The KV cache in torch, for any device and dtype: rows attend together, padded to one length.
 
 Masked entries weigh exactly 0, so padding changes nothing as long as the library sums in the same
-order: `step` uses only lengths where it does (models/calibrate.py). `extend` pads a sequence to
+order: `step` uses only lengths where it does (`calibrate`). `extend` pads a sequence to
 sizes that are a function of its own lengths, so its kernel has the same shape in any company.
 """
 
@@ -100,6 +100,33 @@ class TorchCache:
                 bucket.attend(q, keys, values, out)
 
         return attend
+
+    def calibrate(self, generator: torch.Generator) -> None:
+        """See KVCache: only the lengths stay at which a step gives the bits of the longest."""
+        config, rows, longest = self._config, 4, self.lengths[-1]
+        heads, D = config.num_key_value_heads, config.head_dim
+
+        def random(*shape: int) -> Tensor:
+            device, dtype = self._cache.device, self._cache.dtype
+            return torch.randn(shape, device=device, dtype=dtype, generator=generator)
+
+        q = random(rows, config.num_attention_heads, D)
+        keys, values = random(rows * heads, longest, D), random(rows * heads, longest, D)
+
+        def attention(n: int, positions: Tensor, length: int) -> Tensor:
+            bias = length_bias(positions[:n], length, heads, q.dtype)
+            out = q.new_empty(n, config.num_attention_heads * D)
+            attend_rows(q[:n], keys[: n * heads], values[: n * heads], bias, out=out)
+            return out
+
+        kept = []
+        for length in self.lengths:
+            steps = torch.linspace(0, length - 1, rows, device=q.device).long()
+            wanted = attention(rows, steps, longest)
+            same = torch.equal(attention(rows, steps, length), wanted)
+            if same and torch.equal(attention(1, steps, length), wanted[:1]):
+                kept.append(length)
+        self.lengths = kept or [longest]
 
     def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], length: int) -> None:
         """See KVCache."""
