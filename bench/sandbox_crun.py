@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Contender, Entry, PeerUnavailableError, compare
-from bench.sandbox_direct import build, one_processor
+from bench.sandbox_setup import RATE, build, executing, one_processor, per_second
 from k15core.errors import SandboxError
 from k15core.sandbox import Limits, Sandbox
 
@@ -185,17 +185,6 @@ def able(make: Contender) -> Contender | PeerUnavailableError:
     return make
 
 
-def ours(sandbox: Sandbox) -> Contender:
-    def once() -> float:
-        start = time.perf_counter()
-        result = sandbox.execute(["/bench/tiny"], times=RUNS, limits=LIMITS)
-        if result.verdict != "ok":
-            raise SandboxError(str(result))
-        return (time.perf_counter() - start) / RUNS
-
-    return once
-
-
 def run() -> list[Entry]:
     peers: dict[str, Contender | PeerUnavailableError] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -217,18 +206,17 @@ def run() -> list[Entry]:
             try:
                 sandbox = Sandbox(runner="crun", slots=1, binds={"/bench": folder / "bin"})
             except SandboxError as error:
-                bars = BARS.items()
                 return [
-                    Entry(NAME, None, None, peer, "runs/s a core", None, bar, False, str(error))
-                    for peer, bar in bars
+                    Entry(NAME, None, None, peer, RATE, None, bar, ok=False, reason=str(error))
+                    for peer, bar in BARS.items()
                 ]
             with sandbox:
                 return compare(
                     NAME,
-                    ours(sandbox),
+                    executing(sandbox, "/bench/tiny", RUNS, LIMITS),
                     peers,
                     bars=BARS,
-                    unit="runs/s a core",
-                    figure=lambda seconds: 1 / seconds,
+                    unit=RATE,
+                    figure=per_second,
                     rounds=ROUNDS,
                 )

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.harness import OUT, Contender, Entry, PeerUnavailableError, compare
+from bench.sandbox_setup import RATE, build, executing, one_processor, per_second
 from k15core.errors import SandboxError
 from k15core.sandbox import Limits, Sandbox
 
@@ -26,26 +27,11 @@ BAR = 0.8
 RUNS = 400
 AT_ONCE = (1, 2, 8, 32, 128)
 SECONDS_UNDER_LOAD = 2.0
-SOURCES = Path(__file__).parent / "sandbox"
 LIMITS = Limits(wall_seconds=10)
 
 REPORT = [("Docker", 0.12, 27.0), ("theirs", 0.04, 120.0)]
 """Seconds to start and containers a second on 16 cores, of the Kimi k1.5 report's table."""
 REPORT_CORES = 16
-
-
-def build(folder: Path) -> Path:
-    """The floor, and `tiny` and `static`: a `true` without and with a C library."""
-    flags: dict[str, list[str | Path]] = {
-        "floor": [SOURCES / "floor.c"],
-        "bin/tiny": ["-static", "-nostdlib", SOURCES / "true.c"],
-        "bin/static": ["-static", "-x", "c", "-"],
-    }
-    (folder / "bin").mkdir()
-    for name, arguments in flags.items():
-        command = ["gcc", "-O2", "-o", folder / name, *arguments]
-        subprocess.run(command, input=b"int main(void) { return 0; }", check=True)
-    return folder
 
 
 @contextmanager
@@ -65,17 +51,6 @@ def own_groups() -> Iterator[list[str]]:
             directory.rmdir()
 
 
-@contextmanager
-def one_processor() -> Iterator[None]:
-    """Everything that is started here runs on one processor."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def floor(folder: Path, program: str, groups: list[str]) -> Contender:
     command = [str(folder / "floor"), str(folder / "bin" / program), str(RUNS), *groups]
 
@@ -89,16 +64,6 @@ def floor(folder: Path, program: str, groups: list[str]) -> Contender:
     return once
 
 
-def ours(sandbox: Sandbox, program: str) -> Contender:
-    def once() -> float:
-        start = time.perf_counter()
-        result = sandbox.execute([f"/bench/{program}"], times=RUNS, limits=LIMITS)
-        assert result.verdict == "ok", result
-        return (time.perf_counter() - start) / RUNS
-
-    return once
-
-
 def against_the_floor(folder: Path) -> list[Entry]:
     entries = []
     with one_processor(), own_groups() as groups:
@@ -108,11 +73,11 @@ def against_the_floor(folder: Path) -> list[Entry]:
                 peer = "the floor: the same in a bare loop in C" + ", glibc" * (bar is None)
                 entries += compare(
                     name,
-                    ours(sandbox, program),
+                    executing(sandbox, f"/bench/{program}", RUNS, LIMITS),
                     {peer: floor(folder, program, groups)},
                     bars={peer: bar},
-                    unit="runs/s a core",
-                    figure=lambda seconds: 1 / seconds,
+                    unit=RATE,
+                    figure=per_second,
                     rounds=41,  # short ones: a neighbour disturbs few
                 )
     return entries

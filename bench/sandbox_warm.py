@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.harness import Contender, Entry, compare
-from bench.sandbox_direct import one_processor
+from bench.sandbox_setup import one_processor
 from k15core.errors import Error
 from k15core.sandbox import Limits, Sandbox
 

@@ -167,11 +167,11 @@ BREAKS = [
 ]
 
 
-def run(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """A command in the copy, its output as text."""
     environment = os.environ | {"PYTHONPATH": str(TREE / "python")}
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        command, cwd=TREE, env=environment, text=True, capture_output=True, check=False, **more
+    return subprocess.run(
+        command, cwd=TREE, env=environment, text=True, capture_output=True, check=False
     )
 
 
@@ -239,8 +239,8 @@ def page(found: dict[str, list[str]]) -> str:
         "# Attacks on the sandbox\n",
         "tests/attacks runs each of these programs against every runner and looks at what must"
         " hold; afterwards the slot must be the same, the next run must find nothing, and no"
-        " process may be left. scripts/break_defences.py (`make break-defences`) writes this"
-        " page.\n",
+        " process may be left: `.venv/bin/python -m pytest tests/attacks`. This page is written by"
+        " scripts/break_defences.py (`make break-defences`).\n",
         "## Without one defence\n",
         "A defence was taken out of the sources, all built, and the attacks run against"
         " `direct`. Defences overlap on purpose: where few are red, others hold.\n",
@@ -249,6 +249,9 @@ def page(found: dict[str, list[str]]) -> str:
     for defence, names in found.items():
         said = ", ".join(name.replace("-", " ") for name in names) or "none"
         lines.append(f"| {defence} | {len(names)}: {said} |")
+    missing = [one.defence for one in BREAKS if one.defence not in found]
+    if missing:
+        lines.append(f"\nNot measured, so that nothing is shown for: {', '.join(missing)}.")
     lines += ["\n## The attacks\n", "| attack | tries | must hold |\n|---|---|---|"]
     lines += [f"| {each.name} | {each.tries} | {each.must_hold} |" for each in ATTACKS]
     return "\n".join(lines) + "\n"

@@ -31,11 +31,11 @@ CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 def need() -> None:
     """Skip the test, saying why, where no test can be run as another user."""
     if os.getuid() != 0:
-        pytest.skip("root runs these tests as another user; here they run as what they are")
+        pytest.skip("run as root: these tests are then run again as another user")
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is missing: apt install util-linux")
     if not _python():
-        pytest.skip(f"no Python >= 3.11 that an ordinary user can run: {sys.executable}")
+        pytest.skip(f"an ordinary user cannot run {sys.executable}: apt install python3 (>= 3.11)")
 
 
 def run(*words: str, delegated: bool) -> subprocess.CompletedProcess[str]:

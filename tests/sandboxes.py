@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +35,14 @@ def need(runner: str = "auto") -> None:
     reason = why_not(runner)
     if reason:
         pytest.skip(reason)
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float) -> bool:
+    """Look every 10 ms whether `condition` holds, for so long; whether it does in the end."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(holds)
 
 
 def spawners() -> set[int]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import random
 import sys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from k15core import Prompt, Store
 
-OPTIONS = {"capacity_bytes": 256 << 20, "file_bytes": 1 << 20}
+OPTIONS: dict[str, Any] = {"capacity_bytes": 256 << 20, "file_bytes": 1 << 20}
 
 
 def tokens_of(trajectory_id: int, start: int, stop: int) -> NDArray[np.int32]:
@@ -32,7 +33,7 @@ def say(*words: object) -> None:
 
 def write(directory: str, seed: int, sync: str) -> None:
     rng = random.Random(seed)
-    store = Store(directory, sync=sync, **OPTIONS)  # type: ignore[arg-type]
+    store = Store(directory, sync=sync, **OPTIONS)
     say("open")
     while True:
         prompt = Prompt(seed, np.arange(rng.randint(1, 300), dtype=np.int32), str(seed))

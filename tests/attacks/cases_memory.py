@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from attacks.frame import MIB, SHORT, STOPPED, Attack, Limits, c, python
+from attacks.frame import MEMORY, MIB, ROOMY, SHORT, STOPPED, Attack, Limits, c, python
+
+from k15core.types import RunResult
 
 OUT_OF_MEMORY = ("memory_limit",)
 
 
-def within(result: object) -> bool:
+def within(result: RunResult) -> bool:
     """The peak is not above the limit that attacks have."""
-    return getattr(result, "peak_memory") <= 64 * MIB  # noqa: B009
+    return result.peak_memory <= MEMORY
 
 
 CASES = [
@@ -185,7 +187,7 @@ with open("/tmp/big", "wb") as file:
 held = bytearray(48 << 20)
 print("BREACH: 96 MiB of 64")
 """),
-        limits=Limits(wall_seconds=3, memory_bytes=64 * MIB, disk_bytes=50 * MIB),
+        limits=ROOMY,
         verdicts=OUT_OF_MEMORY,
         holds=within,
     ),
@@ -207,7 +209,7 @@ for folder, _, names in os.walk("/usr/lib"):
 print("read", read >> 20)
 """),
         says=b"read ",
-        limits=Limits(wall_seconds=10, memory_bytes=64 * MIB, disk_bytes=MIB),
+        limits=Limits(wall_seconds=10, memory_bytes=MEMORY, disk_bytes=MIB),
         holds=within,
     ),
     Attack(
@@ -228,7 +230,7 @@ int main(void) {
 """),
         says=b"none of 300000",
         verdicts=("ok", *OUT_OF_MEMORY, "cpu_limit"),
-        limits=Limits(wall_seconds=3, cpu_seconds=3, memory_bytes=64 * MIB, disk_bytes=MIB),
+        limits=Limits(wall_seconds=3, cpu_seconds=3, memory_bytes=MEMORY, disk_bytes=MIB),
         holds=within,
     ),
     Attack(
@@ -244,7 +246,7 @@ static int deeper(volatile char *above) {
 }
 int main(void) { volatile char start = 1; return deeper(&start); }
 """),
-        limits=Limits(wall_seconds=3, memory_bytes=64 * MIB, stack_bytes=8 * MIB),
+        limits=Limits(wall_seconds=3, memory_bytes=MEMORY, stack_bytes=8 * MIB),
         verdicts=("signalled",),
         holds=lambda result: result.signal == 11,
     ),

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from attacks.frame import INIT_IS_OURS, ORDINARY_USER, SHORT, STOPPED, Attack, Limits, c, python
+from attacks.frame import (
+    BUSY_THREADS,
+    INIT_IS_OURS,
+    MEMORY,
+    SHORT,
+    STOPPED,
+    Attack,
+    Limits,
+    c,
+    python,
+)
 
 CASES = [
     Attack(
@@ -136,12 +146,7 @@ print("BREACH" if born > 32 else "held", born)
         tries="to go on after its end: two forks, a session of its own, all signals ignored",
         must_hold="the run is over when the program is, and nothing of it lives on",
         source=python("""
-import signal
-for number in range(1, 65):
-    try:
-        signal.signal(number, signal.SIG_IGN)
-    except (OSError, ValueError):
-        pass
+ignore_signals()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -185,7 +190,7 @@ attempt("kill its elders' group", lambda: os.killpg(os.getpgid(os.getppid()) or 
 print("alive, with parent", os.getppid())
 """),
         says=b"alive, with parent 1",
-        not_with={ORDINARY_USER: INIT_IS_OURS},
+        only_as_root=INIT_IS_OURS,
     ),
     Attack(
         name="killing by number",
@@ -204,7 +209,7 @@ int main(void) {
 }
 """),
         says=b"held: 0 processes, 0 groups",
-        not_with={ORDINARY_USER: INIT_IS_OURS},
+        only_as_root=INIT_IS_OURS,
     ),
     Attack(
         name="stopping itself",
@@ -219,12 +224,8 @@ int main(void) {
         tries="with a twentieth of a processor, 16 busy threads that leave nothing of it to others",
         must_hold="the spawner, which may live in the same cgroup, still ends it in time",
         language="c",
-        source=c("""
-#include <pthread.h>
-static void *spin(void *x) { for (;;) ; return x; }
-int main(void) { pthread_t t; for (int i = 0; i < 15; i++) pthread_create(&t, 0, spin, 0); spin(0); }
-"""),
-        limits=Limits(cpus=0.05, wall_seconds=0.5, memory_bytes=64 << 20),
+        source=c(BUSY_THREADS),
+        limits=Limits(cpus=0.05, wall_seconds=0.5, memory_bytes=MEMORY),
         verdicts=STOPPED,
         holds=lambda result: result.wall_seconds < 2.5,
     ),
@@ -264,6 +265,6 @@ for name in ["CPU", "FSIZE", "STACK", "NOFILE", "CORE", "MEMLOCK", "NPROC", "NIC
 attempt("init's", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (8, 8)))
 """),
         says=b"held: init's",
-        not_with={ORDINARY_USER: INIT_IS_OURS},
+        only_as_root=INIT_IS_OURS,
     ),
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from attacks.frame import MIB, ORDINARY_USER, SHORT, Attack, Limits, c, python
+from attacks.frame import MEMORY, MIB, SHORT, Attack, Limits, c, python
 
 DISK = Limits(
-    wall_seconds=3, memory_bytes=64 * MIB, disk_bytes=16 * MIB, disk_files=1024, processes=8
+    wall_seconds=3, memory_bytes=MEMORY, disk_bytes=16 * MIB, disk_files=1024, processes=8
 )
 
 CASES = [
@@ -213,7 +213,7 @@ for number, mode in [(1, os.O_RDONLY), (2, os.O_RDONLY), (1, os.O_RDWR), (0, os.
 """),
         stdin=b"input",
         says=b"held: open 0",
-        not_with={ORDINARY_USER: "the pipes are its user's: it can waste its own output, no more"},
+        only_as_root="the pipes are its user's: it can waste its own output, no more",
     ),
     Attack(
         name="never reading its input",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attacks.frame import MIB, Attack, Limits, python
+from attacks.frame import MEMORY, MIB, Attack, Limits, python
 
 CASES = [
     Attack(
@@ -34,7 +34,7 @@ while True:
         limits=Limits(
             cpu_seconds=1,
             wall_seconds=2,
-            memory_bytes=64 * MIB,
+            memory_bytes=MEMORY,
             disk_bytes=40 * MIB,
             processes=16,
             output_bytes=1 << 20,
@@ -49,9 +49,7 @@ held = bytearray(20 << 20)
 print("room for all")
 """),
         then_says=b"room for all",
-        then_limits=Limits(
-            wall_seconds=3, memory_bytes=64 * MIB, disk_bytes=40 * MIB, processes=16
-        ),
+        then_limits=Limits(wall_seconds=3, memory_bytes=MEMORY, disk_bytes=40 * MIB, processes=16),
     ),
     Attack(
         name="words of the spawner",
@@ -84,7 +82,7 @@ with open("a", "wb") as file:
 os.link("a", "b")
 os.link("a", "c")
 """),
-        limits=Limits(wall_seconds=3, memory_bytes=64 * MIB, disk_bytes=16 * MIB),
+        limits=Limits(wall_seconds=3, memory_bytes=MEMORY, disk_bytes=16 * MIB),
         fetch=("a", "b", "c"),
         holds=lambda result: (
             sum(map(len, result.files.values())) <= 16 * MIB and len(result.refused_files) == 2

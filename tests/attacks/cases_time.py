@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from attacks.frame import SHORT, STOPPED, Attack, Limits, c, python
+from attacks.frame import BUSY_THREADS, SHORT, STOPPED, Attack, Limits, c, python
+
+BUSY = Limits(cpu_seconds=0.4, wall_seconds=5)
+"""For attacks that the limit of processor time ends."""
 
 
 def signal(number: int) -> dict[str, object]:
@@ -15,12 +18,7 @@ CASES = [
         tries="to outlive its wall time",
         must_hold="the clock is outside, and what it does cannot be ignored",
         source=python("""
-import signal
-for number in range(1, 65):
-    try:
-        signal.signal(number, signal.SIG_IGN)
-    except (OSError, ValueError):
-        pass
+ignore_signals()
 time.sleep(1000)
 """),
         limits=SHORT,
@@ -44,11 +42,7 @@ int main(void) { for (int n = 1; n < 65; n++) signal(n, again); for (;;) ; }
         tries="more processor time than allowed, by 16 threads",
         must_hold="they are counted together",
         language="c",
-        source=c("""
-#include <pthread.h>
-static void *spin(void *x) { for (;;) ; return x; }
-int main(void) { pthread_t t; for (int i = 0; i < 15; i++) pthread_create(&t, 0, spin, 0); spin(0); }
-"""),
+        source=c(BUSY_THREADS),
         limits=Limits(cpu_seconds=0.4, wall_seconds=5, processes=32),
         verdicts=("cpu_limit",),
         holds=lambda result: result.cpu_seconds < 0.9,
@@ -66,7 +60,7 @@ while True:
         os._exit(0)
     os.wait()
 """),
-        limits=Limits(cpu_seconds=0.4, wall_seconds=5),
+        limits=BUSY,
         verdicts=("cpu_limit",),
         holds=lambda result: result.cpu_seconds < 0.9,
     ),
@@ -85,7 +79,7 @@ for _ in range(8):
     os.wait()
 time.sleep(60)
 """),
-        limits=Limits(cpu_seconds=0.4, wall_seconds=5),
+        limits=BUSY,
         verdicts=("cpu_limit",),
         holds=lambda result: result.cpu_seconds < 0.9,
     ),

@@ -18,22 +18,27 @@ from k15core.types import RunResult
 
 MIB = 1 << 20
 
+MEMORY = 64 * MIB
+"""What nearly every attack is given, so that it is soon at the limit."""
+
 SMALL = Limits(
-    cpu_seconds=1.5, wall_seconds=3, memory_bytes=64 * MIB, processes=32, output_bytes=1 << 16
+    cpu_seconds=1.5, wall_seconds=3, memory_bytes=MEMORY, processes=32, output_bytes=1 << 16
 )
 """What an attack is given unless it needs other limits: enough to try, too little to disturb."""
 
 SHORT = Limits(
-    cpu_seconds=0.5, wall_seconds=1, memory_bytes=64 * MIB, processes=32, output_bytes=1 << 16
+    cpu_seconds=0.5, wall_seconds=1, memory_bytes=MEMORY, processes=32, output_bytes=1 << 16
 )
 """For attacks that only a limit of time ends."""
+
+ROOMY = Limits(wall_seconds=3, memory_bytes=MEMORY, disk_bytes=50 * MIB)
+"""Memory or files may have nearly all of it, but not both."""
 
 STOPPED = ("wall_limit", "cpu_limit")
 """How what never ends by itself may end: whichever clock is first."""
 
-ORDINARY_USER = "ordinary user"
-"""Not a runner, but who runs it: without root, init and runs are one user, the caller."""
 INIT_IS_OURS = "init is of the run's user: what is sent to it is let through and does nothing"
+"""Without root, init and runs are one user, the caller: some attacks say nothing then."""
 
 REFUSED = "every attempt is refused"
 
@@ -63,8 +68,8 @@ class Attack:
     then_limits: Limits = SMALL
     times: int = 1
     """How often the two are run: more often where a race decides."""
-    not_with: dict[str, str] = field(default_factory=dict)
-    """Runners against which it makes no sense (or ORDINARY_USER), with the reason."""
+    only_as_root: str = ""
+    """Why it makes no sense in an ordinary user's sandbox; empty if it does."""
 
 
 def python(body: str) -> str:
@@ -73,8 +78,8 @@ def python(body: str) -> str:
     `attempt(what, action)` says BREACH if the action works. `refused(what, number, *arguments)`
     makes a system call that has to be refused: it says BREACH too if the call fails for another
     reason, which means that the kernel looked at it. `call(number, *arguments)` raises OSError on
-    failure. `PORT` and `NAME` are a TCP port of the host's loopback and an abstract socket, both
-    listening.
+    failure; `ignore_signals()` ignores every signal that can be. `PORT` and `NAME` are a TCP port
+    of the host's loopback and an abstract socket, both listening.
     """
     return _PROGRAMS.joinpath("prelude.py").read_text() + body
 
@@ -83,5 +88,16 @@ def c(body: str) -> str:
     """The same in C: `attempt(what, call)`, `refused(what, call)` take a call that returns -1."""
     return _PROGRAMS.joinpath("prelude.h").read_text() + body
 
+
+BUSY_THREADS = """
+#include <pthread.h>
+static void *spin(void *x) { for (;;) ; return x; }
+int main(void) {
+  pthread_t thread;
+  for (int i = 0; i < 15; i++) pthread_create(&thread, 0, spin, 0);
+  spin(0);
+}
+"""
+"""A C program of 16 threads that never rest."""
 
 _PROGRAMS = Path(__file__).parent / "programs"

@@ -150,7 +150,7 @@ def test_a_store_of_another_format_is_refused_and_left_alone(
     assert log.read_bytes() == data
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs: needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="it mounts a small tmpfs: run the tests as root")
 def test_a_full_disk(tmp_path: Path) -> None:
     script = (
         "import subprocess, sys; from k15core.cli import main\n"
@@ -166,7 +166,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         check=False,
     )
     if "unshare failed" in ran.stderr or "permission denied" in ran.stderr:
-        pytest.skip("mounting is not allowed here")
+        pytest.skip("root may not mount here: it needs CAP_SYS_ADMIN (docker run --privileged)")
     assert ran.returncode == 2, ran.stderr
     assert "No space left on device" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from multipl_e import SHARED
 from sandboxes import RUNNERS, need
 
 from k15core.sandbox import Limits, Sandbox, Submission
 
-SHARED = Path(os.environ.get("K15_SHARED_DATA", Path(__file__).parents[2] / "../shared/data"))
 PROBLEMS = SHARED / "humaneval" / "humaneval-python.jsonl"
 LIMITS = Limits(wall_seconds=60, cpu_seconds=30)
 WRONG = "    return ('neither', 'this', 'nor', 'that')\n"

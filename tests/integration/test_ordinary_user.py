@@ -212,7 +212,7 @@ print(json.dumps([isolation.enforced, said]))
 """
 
 
-def in_user_namespace(before: str) -> list[object]:
+def in_user_namespace(before: str) -> tuple[bool, list[str]]:
     """What NESTED says as root of another user namespace, after the shell command `before`."""
     need_ordinary()
     if shutil.which("unshare") is None:
@@ -220,21 +220,21 @@ def in_user_namespace(before: str) -> list[object]:
     command = ["unshare", "-Ur", "sh", "-ec", f'{before}; exec "$@"', "sh", sys.executable, "-c"]
     ended = subprocess.run([*command, NESTED], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended
-    told: list[object] = json.loads(ended.stdout)
-    return told
+    enforced, said = json.loads(ended.stdout)
+    return enforced, said
 
 
 def test_root_of_a_user_namespace_is_an_ordinary_user() -> None:
     of_root = Path("/tmp/k15core-0")
     was_there = of_root.exists()
-    assert in_user_namespace("true") == [True, ["ok", "65534\n", ""]]
+    assert in_user_namespace("true") == (True, ["ok", "65534\n", ""])
     # It is entered under the user's own name: root of another namespace could not share root's.
     assert of_root.exists() == was_there
 
 
 def test_where_user_namespaces_are_off_it_names_the_setting() -> None:
     off = "echo 0 > /proc/sys/user/max_user_namespaces"
-    enforced, (kind, said, _) = in_user_namespace(off)  # type: ignore[misc]
+    enforced, (kind, said, _) = in_user_namespace(off)
     assert (enforced, kind) == (False, "UnenforceableError")
     assert "sysctl -w user.max_user_namespaces=10000" in said
 

@@ -13,7 +13,9 @@ from k15core.report.picture import write_picture
 
 RUN = Path(__file__).parents[1] / "data" / "run"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed here")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="chromium is missing: apt install chromium"
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from sandboxes import RUNNERS, alive, children, groups, need, registry, run_processes, spawners
+from sandboxes import (
+    RUNNERS,
+    alive,
+    children,
+    groups,
+    need,
+    registry,
+    run_processes,
+    spawners,
+    wait_until,
+)
 
 from k15core.errors import InvalidInputError, SandboxError
 from k15core.sandbox import Limits, Sandbox, Submission
@@ -138,10 +149,10 @@ socket.socket(socket.AF_UNIX).bind("\\0name")
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(
-    sandbox: Sandbox, arguments: dict[str, object], start: str
+    sandbox: Sandbox, arguments: dict[str, Any], start: str
 ) -> None:
     with pytest.raises(InvalidInputError) as refused:
-        sandbox.run("", **arguments)  # type: ignore[arg-type]
+        sandbox.run("", **arguments)
     assert str(refused.value).startswith(start)
 
 
@@ -180,10 +191,11 @@ def test_a_slot_ends_with_its_guard_and_what_runs_in_it_too(runner: str) -> None
         assert running
         for guard in guards:
             os.kill(guard, signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while any(map(alive, below)) or set(running) & set(run_processes()):
-            assert time.monotonic() < deadline, (below, run_processes())
-            time.sleep(0.01)
+
+        def gone() -> bool:
+            return not any(map(alive, below)) and not set(running) & set(run_processes())
+
+        assert wait_until(gone, seconds=5), (below, run_processes())
         assert run.result().stdout == b"here\n"
 
 
@@ -260,10 +272,8 @@ def test_a_killed_parent_leaves_nothing(runner: str) -> None:
         assert groups(parent.pid) or not groups()
         assert run_processes(parent.pid)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        left = [*groups(parent.pid), *registry().glob(pattern)]
-        if not left and not run_processes(parent.pid):
-            return
-        time.sleep(0.05)
-    raise AssertionError((left, run_processes(parent.pid)))
+
+    def left() -> list[object]:
+        return [*groups(parent.pid), *registry().glob(pattern), *run_processes(parent.pid)]
+
+    assert wait_until(lambda: not left(), seconds=20), left()

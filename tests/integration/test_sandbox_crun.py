@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sandboxes import need, spawners
+from sandboxes import children, need, spawners, wait_until
 
 from k15core.sandbox import Limits, Sandbox
 
@@ -20,14 +20,6 @@ def sandbox() -> Iterator[Sandbox]:
     need("crun")
     with Sandbox(slots=1, runner="crun") as sandbox:
         yield sandbox
-
-
-def children(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    try:
-        return [int(word) for word in path.read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 def runtimes() -> list[int]:
@@ -49,10 +41,7 @@ def test_nothing_of_it_is_on_the_host_not_even_while_it_runs(sandbox: Sandbox) -
     before = on_the_host()
     run = threading.Thread(target=lambda: sandbox.run("sleep 0.5", language="bash"))
     run.start()
-    deadline = time.monotonic() + 10
-    while not runtimes() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert runtimes()
+    assert wait_until(runtimes, seconds=10)
     assert on_the_host() == before
     run.join()
     assert on_the_host() == before
@@ -67,9 +56,7 @@ def test_a_killed_runtime_takes_its_container_along_and_not_the_slot(sandbox: Sa
         target=lambda: results.append(sandbox.run("sleep 15", language="bash", limits=limits))
     )
     run.start()
-    deadline = time.monotonic() + 10
-    while not any(children(pid) for pid in runtimes()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: any(map(children, runtimes())), seconds=10)
     time.sleep(0.2)
     for pid in runtimes():
         os.kill(pid, signal.SIGKILL)

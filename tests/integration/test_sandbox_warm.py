@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from python_programs import PROGRAMS
-from sandboxes import groups, need, spawners
+from sandboxes import children, groups, need, spawners
 
 from k15core.errors import InvalidInputError
 from k15core.sandbox import Limits, Sandbox
@@ -189,15 +190,11 @@ def zygotes() -> list[int]:
     """Zygotes of this process: interpreters that are children of its spawners' spawners."""
     found = []
     for guard in spawners():
-        for spawner in _children(guard):
-            for first in _children(spawner):
+        for spawner in children(guard):
+            for first in children(spawner):
                 if b"os.read(0, 65536)" in Path(f"/proc/{first}/cmdline").read_bytes():
-                    found += [first, *_children(first)]
+                    found += [first, *children(first)]
     return found
-
-
-def _children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_killed_zygote_costs_no_verdict() -> None:
@@ -278,10 +275,10 @@ def test_modules_on_request() -> None:
         ({"warm_runs": -1}, "warm_runs = -1: expected a count"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(arguments: dict[str, object], start: str) -> None:
+def test_what_makes_no_sense_is_refused_by_name(arguments: dict[str, Any], start: str) -> None:
     need("warm")
     with pytest.raises(InvalidInputError) as refused:
-        Sandbox(slots=1, runner="warm", **arguments)  # type: ignore[arg-type]
+        Sandbox(slots=1, runner="warm", **arguments)
     assert str(refused.value).startswith(start)
 
 

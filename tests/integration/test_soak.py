@@ -13,7 +13,7 @@ from soak.__main__ import soak
 def test_no_verdict_is_lost_when_slots_are_killed(runner: str) -> None:
     need(runner)
     if shutil.which("gcc") is None:
-        pytest.skip("the soak's program is compiled: install gcc")
+        pytest.skip("the soak's program is compiled: apt install gcc libc6-dev")
     done = soak(1200, runner=runner, slots=4, seed=1, tell=lambda _: None)
     assert done.faults() == []
     assert sum(done.kills.values()) > 0

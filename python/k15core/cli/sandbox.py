@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from k15core.errors import InvalidInputError
 
@@ -263,7 +263,7 @@ def _limits(words: list[str]) -> Limits:
     from k15core.sandbox import Limits
 
     kinds = {each.name: "float" in str(each.type) for each in fields(Limits)}
-    values: dict[str, float | int] = {}
+    values: dict[str, Any] = {}  # ints where the fields are ints
     for word in words:
         name, _, value = word.partition("=")
         if name not in kinds:
@@ -275,7 +275,7 @@ def _limits(words: list[str]) -> Limits:
         except ValueError:
             expected = f"{name}=NUMBER" + ("" if kinds[name] else ", perhaps with K, M or G")
             raise InvalidInputError(f"--limit = {word!r}: expected {expected}") from None
-    return Limits(**values)  # type: ignore[arg-type]  # ints where the fields are ints
+    return Limits(**values)
 
 
 def _doctor(options: argparse.Namespace) -> int:

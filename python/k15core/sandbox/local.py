@@ -53,8 +53,8 @@ class Sandbox:
 
     A run has fresh pid, mount and IPC namespaces, no network, a read-only root with the host's
     programs and libraries, and a file system of fixed size at /tmp, in which it starts. It has no
-    capabilities, a user of its own, and a list of system calls that it may
-    make. Nothing of one run is visible to the next.
+    capabilities, a user of its own, and a list of system calls that it may make. Nothing of one run
+    is visible to the next.
 
     `runner` is how a run is started: "direct" by the kernel's own calls, "crun" as an OCI container
     by crun 1.8 or newer, with the same walls and limits; "crun-plain" likewise with every namespace

@@ -1,6 +1,8 @@
+import contextlib
 import ctypes
 import errno
 import os
+import signal
 import sys
 import time
 
@@ -35,3 +37,9 @@ def refused(what, number, *arguments):
     else:
         print("BREACH:", what, "->", got)
     sys.stdout.flush()
+
+
+def ignore_signals():
+    for number in range(1, 65):
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_IGN)
