@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.docker_daemon import docker_client
 from bench.harness import Contender, Entry, PeerUnavailableError, compare
-from bench.sandbox_setup import RATE, build, executing, one_processor, per_second
+from bench.sandbox_setup import RATE, build, executing, need, one_processor, per_second
 from k15core.errors import SandboxError
 from k15core.sandbox import Limits, Sandbox
 
@@ -48,19 +48,6 @@ fi
 shift
 """
 """Run in a mount namespace of its own; the first argument is a folder for it."""
-
-
-def need(program: str) -> str:
-    """The path of a peer, installed from the distribution's packages if root may do that."""
-    package = {"bwrap": "bubblewrap", "docker": "docker.io"}.get(program, program)
-    if not shutil.which(program) and program != "docker" and os.geteuid() == 0:
-        subprocess.run(
-            ["apt-get", "install", "--yes", "--quiet", package], check=False, capture_output=True
-        )
-    path = shutil.which(program)
-    if path is None:
-        raise PeerUnavailableError(f"{program} is missing: apt-get install {package}")
-    return path
 
 
 def allowed_calls() -> list[str]:
@@ -153,27 +140,26 @@ def bubblewrap(folder: Path) -> Contender:
 def docker(folder: Path) -> Iterator[Contender | PeerUnavailableError]:
     """`docker run --rm --network none` of an image that holds the program and nothing else."""
     image = f"k15bench:{os.getpid()}"
-    try:
-        program = need("docker")
-        said = subprocess.run([program, "info"], capture_output=True, text=True, check=False)
-        if said.returncode:
-            reason = said.stderr.strip().splitlines()[-1]
-            raise PeerUnavailableError(f"the client is here, its daemon is not: {reason}")
+    limits = ["--memory", "512m", "--pids-limit", "64", "--read-only", "--cap-drop", "ALL"]
+    with ExitStack() as stack:
+        try:
+            client = stack.enter_context(docker_client(folder / "docker"))
+        except PeerUnavailableError as error:
+            yield error
+            return
         archive = subprocess.run(
             ["tar", "--create", "--directory", folder / "bin", "tiny"],
             check=True,
             capture_output=True,
         )
-        subprocess.run([program, "import", "-", image], input=archive.stdout, check=True)
-    except PeerUnavailableError as error:
-        yield error
-        return
-    limits = ["--memory", "512m", "--pids-limit", "64", "--read-only", "--cap-drop", "ALL"]
-    command = [program, "run", "--rm", "--network", "none", *limits, image, "/tiny"]
-    try:
-        yield looped(folder, command, DOCKER_RUNS)
-    finally:
-        subprocess.run([program, "rmi", "--force", image], check=False, capture_output=True)
+        subprocess.run(
+            [*client, "import", "-", image], input=archive.stdout, check=True, capture_output=True
+        )
+        command = [*client, "run", "--rm", "--network", "none", *limits, image, "/tiny"]
+        try:
+            yield able(looped(folder, command, DOCKER_RUNS))
+        finally:
+            subprocess.run([*client, "rmi", "--force", image], check=False, capture_output=True)
 
 
 def able(make: Contender) -> Contender | PeerUnavailableError:

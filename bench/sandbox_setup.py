@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.harness import Contender
+from bench.harness import Contender, PeerUnavailableError
 from k15core.errors import SandboxError
 from k15core.sandbox import Limits, Sandbox
 
 SOURCES = Path(__file__).parent / "sandbox"
 RATE = "runs/s a core"
 """The unit of what is timed on one processor."""
+PACKAGES = {
+    "bwrap": "bubblewrap",
+    "docker": "docker.io",
+    "dockerd": "docker.io",
+    "setpriv": "util-linux",
+}
+"""The packages whose names are not those of their programs."""
 
 
 def build(folder: Path) -> Path:
@@ -30,6 +38,19 @@ def build(folder: Path) -> Path:
         command = ["gcc", "-O2", "-o", folder / name, *arguments]
         subprocess.run(command, input=b"int main(void) { return 0; }", check=True)
     return folder
+
+
+def need(program: str) -> str:
+    """The path of a peer, installed from the distribution's packages if root may do that."""
+    package = PACKAGES.get(program, program)
+    if not shutil.which(program) and os.geteuid() == 0:
+        subprocess.run(
+            ["apt-get", "install", "--yes", "--quiet", package], check=False, capture_output=True
+        )
+    path = shutil.which(program)
+    if path is None:
+        raise PeerUnavailableError(f"{program} is missing: apt-get install {package}")
+    return path
 
 
 @contextmanager
