@@ -23,6 +23,8 @@ ONLY_IN = {
     "torch": ("trainer", "rollout", "models", "algorithms", "deploy", "integrations"),
     "vllm": ("rollout/vllm", "deploy/vllm"),
     "megatron": ("trainer/megatron",),
+    "torchrl": ("integrations/torchrl",),
+    "tensordict": ("integrations/tensordict", "integrations/torchrl"),
     "ray": ("integrations/ray", "deploy/ray"),
     "mooncake": ("deploy/mooncake",),
     "etcd3gw": ("deploy/etcd",),
@@ -77,6 +79,9 @@ def test_imports_point_down(path: Path) -> None:
         ("report/html", "import torch"),
         ("rollout/embedded", "import vllm"),
         ("tasks/doors", "from k15core import rewards"),
+        ("integrations/slime", "from k15core.rewards import rule"),
+        ("rollout/partial", "from k15core.integrations import packed"),
+        ("controller/loop", "import torchrl"),
     ],
 )
 def test_a_wrong_arrow_is_found(place: str, source: str) -> None:
