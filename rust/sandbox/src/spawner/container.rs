@@ -22,10 +22,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use super::Ran;
 use super::container_init::{ENDED, STARTED};
 use super::container_world::{BUNDLE, RUN_FILES, STATE, make_world};
 use super::overlay::Overlay;
+use super::ran::Ran;
 use crate::Result;
 use crate::protocol::Stage;
 use crate::rootfs::Plan;

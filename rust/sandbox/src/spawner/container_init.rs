@@ -6,9 +6,10 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use super::STACK;
 use super::child::{self, Program, Report};
 use super::order::Order;
-use super::{STACK, nanoseconds};
+use super::ran::nanoseconds;
 use crate::error::Step;
 use crate::protocol::{MAX_MESSAGE, Stage};
 use crate::sys::clone::{Placement, Stack, suspended_until_done};

@@ -19,12 +19,17 @@ mod child;
 mod container;
 mod container_init;
 mod container_world;
+mod fetch;
 mod files;
+mod guard;
 mod order;
 mod overlay;
+mod ran;
 mod setup;
+mod sockets;
 pub(crate) mod user_namespace;
 mod zygote;
+mod zygotes;
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -32,33 +37,35 @@ use std::time::Duration;
 
 use crate::error::Step;
 use crate::protocol::{
-    ABSENT, CHECK, CONFIGURE, CONFIGURE_CONTAINER, DONE, Disk, Done, FAILED, FETCHED, MAX_MESSAGE,
-    MAX_PIECE, NOT_A_FILE, PIECE, READY, RUN, STAGE, SWITCH, Stage, TOO_LONG, WARM,
+    CHECK, CONFIGURE, CONFIGURE_CONTAINER, DONE, Disk, Done, FAILED, MAX_MESSAGE, READY, RUN,
+    STAGE, SWITCH, Stage, WARM,
 };
 use crate::rootfs::Plan;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
-use crate::sys::descriptor::Poll;
 use crate::sys::socket::Received;
 use crate::sys::{Errno, descriptor, process, socket};
 use crate::wire::{Reader, Writer};
-use crate::{Error, Result, capability};
+use crate::{Error, Result};
 use child::{Init, Program, Report};
 use container::Container;
 pub(crate) use container_init::CAPABILITIES;
 pub use container_init::be_init;
 pub(crate) use container_world::{BUNDLE, INIT, RUN_TMP, STATE};
 use files::RunFiles;
+pub use guard::serve;
+use guard::stay_with;
 use order::Order;
 use overlay::Overlay;
+use ran::{Ran, nanoseconds};
 pub(crate) use setup::GROUP;
-use zygote::{Recipe, Zygote};
+use zygote::Recipe;
+use zygotes::Zygotes;
 
 /// Namespaces that are made for every run. An ipc namespace is made when a run has left something in the
 /// one before: making one costs 30 µs, and one in which nothing was made is as good as new.
 const FRESH: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
 
 const STACK: usize = 64 << 10;
-const SPAWNER_STACK: usize = 512 << 10;
 
 /// The state of a spawner.
 struct Spawner<'a> {
@@ -71,10 +78,7 @@ struct Spawner<'a> {
     cgroup: Option<OwnedFd>,
     /// What runs are started by, if not by this process itself.
     container: Option<Container>,
-    /// What zygotes are made of, the one that serves, and the one that will.
-    recipe: Option<Recipe>,
-    zygote: Option<Zygote>,
-    next_zygote: Option<Zygote>,
+    zygotes: Zygotes,
     /// The run's root, where it can write to it.
     overlay: Option<Overlay>,
     /// Whether runs have such a root, whoever makes it.
@@ -92,91 +96,17 @@ struct Spawner<'a> {
     stacks: [Stack; 2],
 }
 
-/// What became of a run.
-#[derive(Clone, Copy)]
-struct Ran {
-    stage: Stage,
-    /// The wait status, or the error of the stage.
-    status: i32,
-    /// Processor time of those of its processes that were waited for.
-    used: Duration,
-    /// Processor time of what was started for it beside the program.
-    overhead: Duration,
-}
-
-impl Ran {
-    /// A run that came to `stage` and no further.
-    fn failed(stage: Stage, errno: Errno) -> Self {
-        Self { stage, status: errno.0, used: Duration::ZERO, overhead: Duration::ZERO }
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Serves the slot at the other end of `socket` until that is closed. `parent` is the slot's process.
-///
-/// # Errors
-///
-/// What could not be set up; the process should then end.
-pub fn serve(socket: BorrowedFd<'_>, parent: i32) -> Result<()> {
-    process::die_with_parent().step(|| "tie the spawner to its parent".into())?;
-    if process::parent() != parent {
-        return Err(Error::SlotBroken("the parent died before its spawner was ready".into()));
-    }
-    descriptor::close_on_exec_from(0).step(|| "mark descriptors".into())?;
-    if !capability::is_privileged()
-        && let Err(error) = user_namespace::enter()
-    {
-        let mut writer = Writer::new(FAILED);
-        writer.string(&error.to_string().replace('\0', ""));
-        let _ = socket::send(socket, [writer.as_slice(), &[], &[]], &[]);
-        return Err(error);
-    }
-    process::reset_signals();
-    process::block_signals(true).step(|| "block signals".into())?;
-    // No terminal: neither for this process nor for what it starts.
-    process::start_session().step(|| "start a session".into())?;
-    process::adopt_orphans().step(|| "adopt what a spawner leaves".into())?;
-    let mut service = Service {
-        socket,
-        guard: process::open_pidfd(std::process::id().cast_signed())
-            .step(|| "open the guard's pidfd".into())?,
-        result: Ok(()),
-    };
-    let mut stack = Stack::new(SPAWNER_STACK);
-    let spawner = suspended_until_done(Placement::default(), &mut stack, be_spawner, &mut service)
-        .step(|| "start the spawner".into())?;
-    let _ = process::wait(spawner);
-    while process::wait(-1).is_ok() {} // what the spawner has left
-    service.result
-}
-
-/// What the guard hands to the spawner, and what it gets back.
-struct Service<'a> {
-    socket: BorrowedFd<'a>,
-    guard: OwnedFd,
-    result: Result<()>,
-}
-
-/// The spawner's life, in the memory of the suspended guard, which is its own for as long as it lives.
-fn be_spawner(service: &mut Service<'_>) -> ! {
-    service.result = serve_runs(service);
-    process::exit(i32::from(service.result.is_err()));
-}
-
-fn serve_runs(service: &Service<'_>) -> Result<()> {
-    stay_with(service.guard.as_fd())?;
+/// Serves a slot's runs until the slot closes `socket` or a run has left what cannot be taken away.
+fn serve_runs(socket: BorrowedFd<'_>, guard: BorrowedFd<'_>) -> Result<()> {
+    stay_with(guard)?;
     // Runs inherit it: of all that shares a memory limit with them, they go first.
     fs::write("/proc/self/oom_score_adj", "1000").step(|| "raise the OOM score".into())?;
     let own_pid = std::process::id();
     let own_pidfd = process::open_pidfd(own_pid.cast_signed())
         .step(|| "open the spawner's own pidfd".into())?;
-    let socket = service.socket;
     let mut spawner = Spawner {
         socket,
-        guard: service.guard.as_fd(),
+        guard,
         own_pidfd,
         sockets: None,
         is_worn_out: false,
@@ -184,9 +114,7 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
         container: None,
         overlay: None,
         is_overlaid: false,
-        recipe: None,
-        zygote: None,
-        next_zygote: None,
+        zygotes: Zygotes::default(),
         files: None,
         stale_ipc: false,
         staging_error: None,
@@ -210,16 +138,6 @@ fn serve_runs(service: &Service<'_>) -> Result<()> {
             return Ok(());
         }
     }
-}
-
-/// Ties this process's life to the guard's.
-fn stay_with(guard: BorrowedFd<'_>) -> Result<()> {
-    process::die_with_parent().step(|| "tie the spawner to its guard".into())?;
-    let mut guard = [Poll::readable(Some(guard))];
-    if descriptor::poll(&mut guard, Some(Duration::ZERO)) != Ok(0) {
-        return Err(Error::SlotBroken("the guard died before its spawner was ready".into()));
-    }
-    Ok(())
 }
 
 impl Spawner<'_> {
@@ -255,7 +173,7 @@ impl Spawner<'_> {
             Some(WARM) => {
                 if !reader.rest().is_empty() {
                     let Some(recipe) = Recipe::read(&mut reader) else { return Ok(None) };
-                    self.recipe = Some(recipe);
+                    self.zygotes.make_by(recipe);
                 }
                 // If that fails, it is tried again when it is wanted, and told then.
                 let _ = self.start_zygote();
@@ -290,22 +208,14 @@ impl Spawner<'_> {
 
     /// Starts the zygote that will serve next, unless there is one.
     fn start_zygote(&mut self) -> Result<()> {
-        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
-        if let (None, Some(recipe)) = (&self.next_zygote, &self.recipe) {
-            let [stack, _] = &mut self.stacks;
-            self.next_zygote = Some(Zygote::start(recipe, stack, cgroup)?);
-        }
-        Ok(())
+        let [stack, _] = &mut self.stacks;
+        self.zygotes.start_next(stack, self.cgroup.as_ref().map(AsFd::as_fd))
     }
 
     /// Has the next zygote serve, and ends the one that did.
     fn switch_zygote(&mut self) -> Result<()> {
-        let started = self.start_zygote();
-        let absent = || Error::SlotBroken("nobody said what a zygote is made of".into());
-        let next = started.and_then(|()| self.next_zygote.take().ok_or_else(absent));
-        match next.and_then(|next| Ok((next.expect_ready()?, next))) {
-            Ok(([first, second], next)) => {
-                self.zygote = Some(next);
+        match self.start_zygote().and_then(|()| self.zygotes.switch()) {
+            Ok([first, second]) => {
                 let mut writer = Writer::new(READY);
                 writer.word(first);
                 writer.word(second);
@@ -353,7 +263,7 @@ impl Spawner<'_> {
             let empty = || descriptor::open(None, c"/dev/null", libc::O_RDONLY, 0);
             Ok((mount, stdin.map_or_else(empty, Ok)?))
         });
-        let ran = match (prepared, &self.zygote) {
+        let ran = match (prepared, self.zygotes.serving()) {
             (Err(errno), _) => Ran::failed(Stage::Files, errno),
             (Ok((mount, stdin)), Some(zygote)) => {
                 match zygote.run(&order, mount, [stdin, stdout, stderr]) {
@@ -369,10 +279,10 @@ impl Spawner<'_> {
         let Ran { stage, status, .. } = ran;
         let wall = nanoseconds(process::monotonic().saturating_sub(start));
         let mut files = Writer::default();
-        self.fetch(&order, &mut files)?;
+        fetch::send_wanted(self.socket, self.files.as_ref(), &order, &mut files)?;
         self.clear();
         // A zygote lives where its runs live, and the spawner does not.
-        let busy = match self.zygote {
+        let busy = match self.zygotes.serving() {
             Some(_) => Duration::ZERO,
             None => process::processor_time().saturating_sub(busy),
         };
@@ -434,68 +344,13 @@ impl Spawner<'_> {
 
     /// Makes what is kept between runs as good as new.
     fn clear(&mut self) {
-        self.is_worn_out = !self.has_no_sockets();
+        let of_zygotes = 2 * self.zygotes.count();
+        self.is_worn_out =
+            self.sockets.as_ref().is_some_and(|file| sockets::are_left(file, of_zygotes));
         self.files = self.files.take().and_then(RunFiles::renew);
         if process::has_no_ipc_objects() != Ok(true) {
             // Objects end with the namespace that they are in. If that fails, so does the next run.
             self.stale_ipc = process::unshare(libc::CLONE_NEWIPC).is_err();
-        }
-    }
-
-    /// Whether no socket of a run is left in the slot's network namespace: only those of zygotes. Those that were on their way
-    /// in a circle of sockets live, with their names and files, until the kernel collects them.
-    fn has_no_sockets(&self) -> bool {
-        const LOOKS: u32 = 200;
-        let Some(file) = &self.sockets else { return true };
-        let own = 2 * (self.zygote.iter().len() + self.next_zygote.iter().len());
-        let expected = format!("sockets: used {own}\n");
-        (0..LOOKS).any(|look| {
-            if look > 0 {
-                // The kernel looks for circles when a socket is closed, in a thread of its own.
-                drop(socket::pair());
-                let _ = descriptor::poll(&mut [], Some(Duration::from_micros(100)));
-            }
-            let mut text = [0; 32];
-            descriptor::read_from_start(file.as_fd(), &mut text).is_ok()
-                && text.starts_with(expected.as_bytes())
-        })
-    }
-
-    /// Adds what became of each wanted file to the answer, sending the content ahead of it.
-    fn fetch(&self, order: &Order<'_>, answer: &mut Writer) -> Result<()> {
-        let mut left = order.most_bytes;
-        let mut piece = vec![0; if order.wanted.is_empty() { 0 } else { MAX_PIECE }];
-        for (index, name) in (0u32..).zip(&order.wanted) {
-            let state = match self.files.as_ref().map(|files| files.open(name)) {
-                Some(Ok(file)) => self.send_file(index, &file, &mut piece, &mut left)?,
-                Some(Err(Errno(libc::ENOENT))) | None => ABSENT,
-                Some(Err(_)) => NOT_A_FILE,
-            };
-            answer.byte(state);
-        }
-        Ok(())
-    }
-
-    fn send_file(
-        &self,
-        index: u32,
-        file: &OwnedFd,
-        piece: &mut [u8],
-        left: &mut u64,
-    ) -> Result<u8> {
-        loop {
-            let length = match descriptor::read(file.as_fd(), piece) {
-                Ok(0) => return Ok(FETCHED),
-                Ok(length) => length,
-                Err(_) => return Ok(NOT_A_FILE),
-            };
-            let Some(rest) = left.checked_sub(length as u64) else { return Ok(TOO_LONG) };
-            *left = rest;
-            let mut head = Writer::new(PIECE);
-            head.word(index);
-            let content = piece.get(..length).unwrap_or_default();
-            socket::send(self.socket, [head.as_slice(), content, &[]], &[])
-                .step(|| "send a file".into())?;
         }
     }
 }

@@ -21,8 +21,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use super::Ran;
 use super::order::Order;
+use super::ran::Ran;
 use crate::error::Step;
 use crate::job::WORK_DIRECTORY;
 use crate::protocol::{DONE, FAILED, READY, Stage};
@@ -230,7 +230,7 @@ impl Zygote {
             let cut = || Error::SlotBroken("an answer of the zygote is cut".into());
             match reader.byte() {
                 Some(DONE) => {
-                    let ran = read_done(&mut reader).ok_or_else(cut)?;
+                    let ran = Ran::read(&mut reader).ok_or_else(cut)?;
                     return Ok(
                         failed.map_or(ran, |failed| Ran { overhead: ran.overhead, ..failed })
                     );
@@ -279,15 +279,6 @@ impl Zygote {
         let at = orders.put(&text);
         orders.finish([text.len() as u64, at])
     }
-}
-
-fn read_done(reader: &mut Reader<'_>) -> Option<Ran> {
-    Some(Ran {
-        stage: Stage::from_byte(reader.byte()?)?,
-        status: reader.word()?.cast_signed(),
-        used: Duration::from_nanos(reader.long()?),
-        overhead: Duration::from_nanos(reader.long()?),
-    })
 }
 
 impl Drop for Zygote {
