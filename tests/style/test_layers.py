@@ -23,6 +23,7 @@ ONLY_IN = {
     "torch": ("trainer", "rollout", "models", "algorithms", "deploy", "integrations"),
     "vllm": ("rollout/vllm", "deploy/vllm"),
     "megatron": ("trainer/megatron",),
+    "slime": ("integrations/slime",),
     "torchrl": ("integrations/torchrl",),
     "tensordict": ("integrations/tensordict", "integrations/torchrl"),
     "ray": ("integrations/ray", "deploy/ray"),
