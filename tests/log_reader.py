@@ -25,6 +25,8 @@ KINDS = [
     "MovedAppend",
     "MovedEnd",
     "MovedAbort",
+    "Column",
+    "MovedColumn",
 ]
 
 
@@ -78,7 +80,7 @@ def committed(path: Path) -> int:
 def records(path: Path) -> list[Record]:
     data, end = path.read_bytes(), committed(path)
     magic, form, checksum, _, size, _ = struct.unpack_from("<8sIIQQQ", data)
-    assert (magic, form, size) == (b"k15store", 1, len(data))
+    assert (magic, form, size) == (b"k15store", 2, len(data))
     assert checksum == crc32c(data[:12] + data[16:64])
     found, at = [], DATA
     while at < end:

@@ -8,7 +8,7 @@ import numpy as np
 
 from k15core import Prompt, Store
 
-OPTIONS = {"capacity_bytes": 32 << 12, "file_bytes": 4096}
+OPTIONS = {"capacity_bytes": 32 << 12, "file_bytes": 4096, "columns": {"values": "float32"}}
 
 
 def respond(store: Store, n: int, version: int, reason: str = "stop") -> None:
@@ -17,6 +17,7 @@ def respond(store: Store, n: int, version: int, reason: str = "stop") -> None:
         log_probs = -np.ones(n, np.float32)
         who = (lease.trajectory_id, lease.epoch)
         store.append(*who, lease.response_length, tokens, log_probs, version)
+        store.set_column(lease.trajectory_id, "values", -log_probs)
         store.finish(*who, reason)
         if reason != "abort":
             store.set_reward(lease.trajectory_id, 1.0)

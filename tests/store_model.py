@@ -27,6 +27,28 @@ class Trajectory:
     )  # token, p, mask, version
     reason: str | None = None
     reward: float | None = None
+    values: dict[tuple[str, int], float] = field(default_factory=dict)  # by column and position
+
+    def take(self, fact: Fact) -> None:
+        if fact.kind == "append":
+            self.tokens += [(*token, fact.version) for token in fact.value[0]]
+        elif fact.kind == "abort":
+            self.tokens, self.values = [], {}
+        elif fact.kind == "column":
+            name, offset, values = fact.value
+            for at, value in enumerate(values, offset):
+                if at < len(self.tokens):
+                    self.values[name, at] = value
+        elif fact.kind == "finish":
+            self.reason = fact.value[0]
+        elif fact.kind == "reward":
+            self.reward = fact.value[0]
+
+    def column(self, name: str) -> list[float]:
+        return [self.values.get((name, at), 0) for at in range(len(self.tokens))]
+
+    def has_column(self, name: str) -> bool:
+        return all((name, at) in self.values for at in range(len(self.tokens)))
 
 
 @dataclass
@@ -72,15 +94,7 @@ class ModelStore:
             elif fact.kind == "drop":
                 self.groups[fact.subject].dropped = True
             else:
-                trajectory = self.trajectories[fact.subject]
-                if fact.kind == "append":
-                    trajectory.tokens += [(*token, fact.version) for token in fact.value[0]]
-                elif fact.kind == "abort":
-                    trajectory.tokens = []
-                elif fact.kind == "finish":
-                    trajectory.reason = fact.value[0]
-                elif fact.kind == "reward":
-                    trajectory.reward = fact.value[0]
+                self.trajectories[fact.subject].take(fact)
 
     def alive(self, group_id: int) -> bool:
         group = self.groups[group_id]
@@ -111,11 +125,19 @@ class ModelStore:
         return sum(len(group.prompt) + len(self.trajectories[m].tokens) for m in group.members)
 
     def take(
-        self, groups: int | None, tokens: int | None, version: int, max_staleness: int
+        self,
+        groups: int | None,
+        tokens: int | None,
+        version: int,
+        max_staleness: int,
+        columns: tuple[str, ...] = (),
     ) -> list[int] | None:
         """Groups that a fifo sample takes; None if the first one exceeds the budget."""
         taken: list[int] = []
         for group_id in self.complete():
+            members = [self.trajectories[i] for i in self.groups[group_id].members]
+            if not all(t.has_column(name) for t in members for name in columns):
+                continue
             if version - self.oldest_version(group_id) > max_staleness:
                 continue
             if groups is not None and len(taken) == groups:

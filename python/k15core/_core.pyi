@@ -259,6 +259,7 @@ class _TrajectoryView(TypedDict):
     log_probs: NDArray[np.float32]
     loss_mask: NDArray[np.uint8]
     versions: NDArray[np.uint32]
+    columns: dict[str, NDArray[Any]]
 
 class _GroupView(TypedDict):
     prompt: Prompt
@@ -293,6 +294,10 @@ class Store:
     thread has sampled, marked or dropped enough; "evict_oldest" and "evict_stalest" remove whole
     groups that nobody has leased. A group is used up when it was sampled `max_uses` times.
 
+    `columns` declares per-token columns besides the built-in ones, by name and dtype (uint8, int8,
+    uint16, int16, uint32, int32, int64, float32, float64). The store remembers them: later openings
+    have them without being told, may add more, and are refused another dtype for the same name.
+
     Every method may be called from any thread, releases the GIL while it works, and raises
     InvalidInputError for an argument that is not what was expected, StorageError if the operating
     system refuses (a full disk: nothing is lost, and the call can be made again).
@@ -307,6 +312,7 @@ class Store:
         sync: Literal["never", "batch", "always"] = "batch",
         max_uses: int | None = None,
         file_bytes: int | None = None,
+        columns: dict[str, str] | None = None,
     ) -> Self: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -387,6 +393,33 @@ class Store:
     def set_reward(self, trajectory_id: int, reward: float) -> None:
         """Record the score of a finished trajectory. ConflictError if it has another one."""
 
+    def columns(self) -> dict[str, str]:
+        """The dtype of each declared column, by name."""
+
+    def set_column(
+        self, trajectory_id: int, name: str, values: NDArray[Any], *, offset: int | None = None
+    ) -> None:
+        """Set a column's values [n] for response tokens from `offset` (0) on, finished or not.
+
+        They are as durable as tokens. A newer value replaces an older one; the same values again do
+        nothing. A rewind takes back what was set under a later version, an abort all that its
+        tokens had. InvalidInputError for a column that was not declared, another dtype, and values
+        beyond the tokens that are there; CapacityError if the store is full.
+        """
+
+    def set_column_many(
+        self,
+        trajectory_ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        cu_seqlens: NDArray[np.int32],
+        name: str,
+        values: NDArray[Any],
+    ) -> None:
+        """`set_column` for m ranges: range i gets values[cu_seqlens[i] : cu_seqlens[i + 1]].
+
+        Everything is checked before anything is written.
+        """
+
     def sample(
         self,
         *,
@@ -396,14 +429,18 @@ class Store:
         version: int,
         strategy: Literal["fifo", "uniform"] = "fifo",
         seed: int = 0,
+        columns: Sequence[str] | None = None,
     ) -> PackedBatch:
         """Take whole groups whose members are all finished and scored, and record their use.
 
         At most `groups` groups and `tokens` tokens (prompts included; the first group that does not
         fit ends the batch). `version` less the oldest version among a group's tokens is at most
         `max_staleness`. "fifo" goes by group id, "uniform" by an order drawn from `seed`. Nothing
-        to take gives a batch of 0 rows. The arrays are views without a copy; their memory is reused
-        once nobody holds them.
+        to take gives a batch of 0 rows. With `columns` only groups are taken of which every
+        response token has a value in each of them, and `PackedBatch.columns` has these [T];
+        without, it has all that are declared, 0 where nothing was set. Prompt entries are 0. The
+        arrays are views without a copy; their memory is reused once
+        nobody holds them.
         """
 
     def mark(self, version: int) -> int:
@@ -553,7 +590,8 @@ class StoreReader:
         files (each name, bytes, committed, synced, first_record, bytes_live), spare_files,
         spare_bytes, records, kinds (by kind: records, bytes), torn (the tail that an opening cuts,
         or None), trajectories (by state), groups (all, ready, gone), tokens, bytes_live,
-        bytes_written, marks (version by id), version (the newest), staleness (groups by versions
+        bytes_written, marks (version by id), columns (by name: dtype, and response tokens that have
+        a value), version (the newest), staleness (groups by versions
         behind the newest), next_group_id, next_trajectory_id, next_epoch.
         """
 
@@ -578,7 +616,8 @@ def repair_store(directory: str | PathLike[str]) -> dict[str, Any]:
 
     before is what `verify_store` found. groups_lost lists groups whose prompt is lost.
     trajectories lists what others lost: trajectory_id, group_id (None if that is lost),
-    tokens_kept, tokens_lost, finish_lost (it is unfinished again), reward_lost. others_lost counts
+    tokens_kept, tokens_lost, finish_lost (it is unfinished again), reward_lost, column_bytes_lost
+    (values of columns; what they had replaced is back). others_lost counts
     other records by kind, unknown_lost those whose kind is not known. groups_kept,
     trajectories_kept and tokens_kept count what the store holds now.
 

@@ -8,7 +8,7 @@ entries are 0. Ids are 64 bit ints. numpy is imported at first use, never at imp
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -66,8 +66,8 @@ class Lease:
 class PackedBatch:
     """B trajectories, one after another in flat arrays. Groups are contiguous.
 
-    What `Store.sample` returns are views into buffers that its next call may reuse: `copy()` what
-    must live longer.
+    `columns` has what was declared with `Store(columns=…)`, by name. What `Store.sample` returns
+    are views into buffers that its next call may reuse: `copy()` what must live longer.
     """
 
     input_ids: NDArray[np.int32]  # [T]
@@ -83,14 +83,16 @@ class PackedBatch:
     prompt_ids: NDArray[np.int64]  # [B]
     prompt_lengths: NDArray[np.int32]  # [B]
     finish_reasons: NDArray[np.uint8]  # [B], codes of FINISH_REASONS
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # a user's own, [T] each
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     def copy(self) -> PackedBatch:
         """The same batch in memory of its own."""
-        arrays = {k: v.copy() for k, v in vars(self).items() if k != "max_seqlen"}
-        return replace(self, **arrays)
+        named = {k: v for k, v in vars(self).items() if k not in ("max_seqlen", "columns")}
+        columns = {name: values.copy() for name, values in self.columns.items()}
+        return replace(self, columns=columns, **{k: v.copy() for k, v in named.items()})
 
     def response_lengths(self) -> NDArray[np.int32]:
         """Tokens of each response [B], whatever their loss mask."""
@@ -119,6 +121,7 @@ class PackedBatch:
             max_seqlen=int(lengths.max(initial=0)),
             **{name: getattr(self, name)[tokens] for name in per_token},
             **{name: getattr(self, name)[rows] for name in per_row},
+            columns={name: values[tokens] for name, values in self.columns.items()},
         )
 
 

@@ -73,7 +73,9 @@ def test_flipped_bits_are_named(kind: str, copy: Path) -> None:
         flip(record.path, at, bit)
         message = refused(copy)
         assert f"{record.path}: offset {record.offset}: record {record.number}" in message
-        if kind in ("Append", "MovedAppend") and (place == 4 or place >= HEADER):
+        if kind in ("Append", "MovedAppend", "Column", "MovedColumn") and (
+            place == 4 or place >= HEADER
+        ):
             assert f"trajectory {record.subject} " in message
         flip(record.path, at, bit)
     Store(copy, **OPTIONS).close()
@@ -114,10 +116,10 @@ def test_missing_and_foreign_files_are_named(copy: Path) -> None:
 def test_another_format_is_refused(copy: Path) -> None:
     path = log_files(copy)[0]
     head = bytearray(path.read_bytes()[:128])
-    head[8] = 2
+    head[8] = 3
     head[12:16] = crc32c(bytes(head[:12] + head[16:64])).to_bytes(4, "little")
     overwrite(path, 0, bytes(head))
-    assert "written in format 2; this version of k15core reads format 1" in refused(copy)
+    assert "written in format 3; this version of k15core reads formats 1 to 2" in refused(copy)
 
 
 def tail(directory: Path) -> tuple[Path, list[Record]]:

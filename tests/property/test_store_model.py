@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ OPERATIONS = {
     "append": 10,
     "finish": 3,
     "set_reward": 3,
+    "set_column": 3,
+    "set_all_columns": 1,
     "finish_everything": 1,
     "sample": 2,
     "drop": 0.4,
@@ -46,7 +49,9 @@ class Walk:
             "file_bytes": FILE,
             "max_uses": self.random.randint(1, 2),
         }
-        self.store = Store(directory, sync="never", **self.options)
+        columns = {"ref_log_probs": "float32"}
+        self.store = Store(directory, sync="never", columns=columns, **self.options)
+        self.columns: dict[str, Any] = {"ref_log_probs": np.float32}
         self.model = ModelStore(self.options["max_uses"])
         self.now = 0.0
         self.seen = 0
@@ -175,6 +180,53 @@ class Walk:
             with pytest.raises(ConflictError):
                 self.store.set_reward(who, reward + 1)
 
+    def set_column(self) -> None:
+        """Values for a range of any response; now and then a column more, or none such."""
+        model = self.model
+        name = self.random.choice(sorted(self.columns))
+        ids = [i for i, t in model.trajectories.items() if t.tokens and model.alive(t.group_id)]
+        if not ids:
+            return
+        who = self.random.choice(ids)
+        length = len(model.trajectories[who].tokens)
+        offset = self.random.choice([0, 0, self.random.randrange(length)])
+        n = self.random.choice([length - offset, self.random.randint(0, length - offset)])
+        self.seen += 1
+        values = (np.arange(n) + self.random.choice([5, self.seen])).astype(self.columns[name])
+        try:
+            self.store.set_column(who, name, values, offset=offset)
+        except CapacityError:
+            # A range that a file does not hold comes in pieces, and the first may be there.
+            self.counts["full"] += 1
+            found = self.store.trajectory(who)["columns"][name][offset : offset + n].tolist()
+            old = model.trajectories[who].column(name)[offset : offset + n]
+            same = [
+                k for k in range(n + 1) if found[:k] == values[:k].tolist() and found[k:] == old[k:]
+            ]
+            assert same
+            n = same[-1]
+        if n:
+            model.record("column", who, name, offset, values[:n].tolist())
+        with pytest.raises(InvalidInputError, match="response tokens that trajectory"):
+            self.store.set_column(who, name, np.zeros(1, values.dtype), offset=length)
+        with pytest.raises(InvalidInputError, match="a one-dimensional array of"):
+            self.store.set_column(who, name, np.zeros(1, np.complex64))
+        with pytest.raises(InvalidInputError, match="declared at an opening"):
+            self.store.set_column(who, "nobody", values)
+
+    def set_all_columns(self) -> None:
+        """Makes groups complete in a column, in one call."""
+        if self.store.stats()["capacity_bytes"] < 100 * FILE:
+            return  # what is there when it is full in between is for set_column
+        name, model = self.random.choice(sorted(self.columns)), self.model
+        ids = [i for i, t in model.trajectories.items() if t.tokens and model.alive(t.group_id)]
+        ends = np.cumsum([0, *(len(model.trajectories[i].tokens) for i in ids)]).astype(np.int32)
+        values = np.arange(ends[-1]).astype(self.columns[name])
+        starts = np.zeros(len(ids), np.int64)
+        self.store.set_column_many(np.array(ids, np.int64), starts, ends, name, values)
+        for who, start, stop in zip(ids, ends[:-1], ends[1:], strict=True):
+            model.record("column", who, name, 0, values[start:stop].tolist())
+
     def finish_everything(self) -> None:
         """Brings whole groups to an end, which single steps seldom do."""
         for lease in self.store.lease(1000, now=self.now, duration=1):
@@ -196,10 +248,14 @@ class Walk:
         groups = self.random.choice([None, 0, 1, 2, 3])
         tokens = self.random.choice([None, None, 100, 1000, 2000])
         max_staleness = self.random.randint(0, 4)
-        bounds = {"version": version, "max_staleness": max_staleness}
+        bounds: dict[str, Any] = {"version": version, "max_staleness": max_staleness}
         if groups is None and tokens is None:
             groups = 1
-        wanted = model.take(groups, tokens, version, max_staleness)
+        needed: tuple[str, ...] = ()
+        if self.random.random() < 0.3:
+            needed = (self.random.choice(sorted(self.columns)),)
+            bounds["columns"] = needed
+        wanted = model.take(groups, tokens, version, max_staleness, needed)
         if wanted is None:
             with pytest.raises(InvalidInputError, match="expected at least"):
                 self.store.sample(groups=groups, tokens=tokens, **bounds)
@@ -222,6 +278,14 @@ class Walk:
         names = ("input_ids", "rollout_log_probs", "loss_mask", "versions", "position_ids")
         for name, column in zip(names, columns, strict=True):
             assert getattr(batch, name).tolist() == column, name
+        assert set(batch.columns) == set(needed or self.columns)
+        for name, found in batch.columns.items():
+            assert found.dtype == self.columns[name]
+            column = []
+            for group_id, member in rows:
+                column += [0] * len(model.groups[group_id].prompt)
+                column += model.trajectories[member].column(name)
+            assert found.tolist() == column
         assert batch.rewards.tolist() == [model.trajectories[m].reward for _, m in rows]
         assert batch.prompt_lengths.tolist() == [len(model.groups[g].prompt) for g, _ in rows]
         reasons = ["stop", "length", "repetition"]
@@ -261,7 +325,13 @@ class Walk:
         if self.directory is None:
             return
         self.store.close()
-        self.store = Store(self.directory, sync="never", **self.options)
+        more = {}
+        if len(self.columns) < 4:
+            dtype = self.random.choice(["uint8", "int16", "int64", "float64"])
+            more = {f"column_{len(self.columns)}": dtype}
+        self.store = Store(self.directory, sync="never", columns=more, **self.options)
+        self.columns |= {name: np.dtype(dtype).type for name, dtype in more.items()}
+        assert self.store.columns() == {k: np.dtype(v).name for k, v in self.columns.items()}
         assert self.store.recovery_report()["torn"] is None
         self.model.holders.clear()
 
@@ -286,6 +356,8 @@ class Walk:
                 assert list(found) == wanted.tokens
                 assert view["finish_reason"] == wanted.reason
                 assert view["reward"] == wanted.reward
+                for name in self.columns:
+                    assert view["columns"][name].tolist() == wanted.column(name)
                 assert view["epoch"] == model.holders.get(member, (None,))[0]
         stats = store.stats()
         assert stats["bytes_allocated"] <= stats["capacity_bytes"]

@@ -26,8 +26,13 @@ from k15core import Prompt, Store
 from k15core._core import StoreReader, repair_store, verify_store
 from k15core.errors import CorruptionError, InvalidInputError, StorageError
 
-OPTIONS = {"capacity_bytes": 64 << 12, "file_bytes": 4096, "sync": "never"}
-DATA = ["Group", "Append", "Finish", "Abort", "Reward", "Use", "Drop"]
+OPTIONS = {
+    "capacity_bytes": 64 << 12,
+    "file_bytes": 4096,
+    "sync": "never",
+    "columns": {"values": "float32"},
+}
+DATA = ["Group", "Append", "Finish", "Abort", "Reward", "Use", "Drop", "Column"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,8 @@ class History:
         self.leases: dict[int, int] = {}
         for _ in range(120):
             getattr(
-                self, self.random.choice(["group", "append", "append", "append", "end", "use"])
+                self,
+                self.random.choice(["group", "append", "append", "append", "end", "use", "column"]),
             )()
         self.store.close()
 
@@ -85,6 +91,19 @@ class History:
         if self.random.random() < 0.8:
             self.store.set_reward(who, 0.5)
             self.model.record("reward", who, 0.5)
+
+    def column(self) -> None:
+        ids = [i for i, t in self.model.trajectories.items() if t.tokens]
+        ids = [i for i in ids if self.model.alive(self.model.trajectories[i].group_id)]
+        if not ids:
+            return
+        who = self.random.choice(ids)
+        length = len(self.model.trajectories[who].tokens)
+        offset = self.random.randrange(length)
+        n = self.random.randint(1, length - offset)
+        values = np.array([self.random.random() for _ in range(n)], np.float32)
+        self.store.set_column(who, "values", values, offset=offset)
+        self.model.record("column", who, "values", offset, values.tolist())
 
     def use(self) -> None:
         kind = self.random.choice(["use", "drop"])
@@ -136,6 +155,12 @@ class Remains:
         self.proved.add(who)
         return True
 
+    def after_column(self, fact: Fact) -> bool:
+        """Stands as far as its tokens are there: all of them, or it does not."""
+        trajectory = self.model.trajectories.get(fact.subject)
+        _, offset, values = fact.value
+        return trajectory is not None and offset + len(values) <= len(trajectory.tokens)
+
     def after_abort(self, fact: Fact) -> bool:
         self.holes.discard(fact.subject)
         self.proved.add(fact.subject)
@@ -163,6 +188,7 @@ def same(store: Store, model: ModelStore) -> None:
             assert (member, rows) == (member, wanted.tokens)
             assert (member, view["finish_reason"]) == (member, wanted.reason)
             assert (member, view["reward"]) == (member, wanted.reward)
+            assert (member, view["columns"]["values"].tolist()) == (member, wanted.column("values"))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -214,6 +240,8 @@ def views(directory: Path) -> dict[int, dict[str, object]]:
     """Everything that a store holds, by trajectory."""
     with StoreReader(directory, max_uses=9) as reader:
         found = {i: reader.trajectory(i) for i in reader.trajectory_ids()}
+    for view in found.values():
+        view.update({f"column {name}": values for name, values in view.pop("columns").items()})
     return {
         i: {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in view.items()}
         for i, view in found.items()
@@ -379,12 +407,12 @@ def test_another_format_is_left_alone(every_kind: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(every_kind, tmp_path / "copy"))
     path = log_files(copy)[0]
     head = bytearray(path.read_bytes()[:128])
-    head[8] = 2
+    head[8] = 3
     head[12:16] = crc32c(bytes(head[:12] + head[16:64])).to_bytes(4, "little")
     overwrite(path, 0, bytes(head))
     before = contents(copy)
     for look in (verify_store, repair_store):
-        with pytest.raises(CorruptionError, match="written in format 2"):
+        with pytest.raises(CorruptionError, match="written in format 3"):
             look(copy)
     assert contents(copy) == before
 

@@ -86,7 +86,9 @@ def test_a_batch_has_the_arrays_of_the_contract(store: Store) -> None:
     assert batch.prompt_ids.tolist() == [7, 7]
     assert batch.prompt_lengths.tolist() == [3, 3]
     assert batch.finish_reasons.tolist() == [2, 1]
-    dtypes = {name: str(a.dtype) for name, a in vars(batch).items() if name != "max_seqlen"}
+    assert batch.columns == {}
+    arrays = {k: v for k, v in vars(batch).items() if k not in ("max_seqlen", "columns")}
+    dtypes = {name: str(a.dtype) for name, a in arrays.items()}
     assert dtypes == {
         "input_ids": "int32",
         "position_ids": "int32",

@@ -194,6 +194,14 @@ def _describe(found: Fields) -> list[str]:
         f"version       {found['version']} is the newest",
         "marks         "
         + (", ".join(f"{id_} (version {v})" for id_, v in found["marks"].items()) or "none"),
+        "columns       "
+        + (
+            ", ".join(
+                f"{name} ({each['dtype']}, {each['tokens']} tokens)"
+                for name, each in found["columns"].items()
+            )
+            or "none besides the built-in ones"
+        ),
         f"next          group {found['next_group_id']}, trajectory {found['next_trajectory_id']}, "
         f"epoch {found['next_epoch']}",
     ]

@@ -10,5 +10,6 @@ pub mod pack;
 pub mod repetition;
 pub mod sampler;
 pub mod store;
+pub mod values;
 
 pub use error::{Error, Result};

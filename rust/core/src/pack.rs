@@ -1,5 +1,7 @@
 //! A batch of trajectories, one after another in flat arrays that are reused.
 
+use crate::values::{Dtype, Values};
+
 /// The arrays of a batch: B rows, T tokens. Memory grows to the largest batch and is kept.
 ///
 /// Every per-token array has T entries; entry t belongs to token t given the tokens before it, and
@@ -22,6 +24,7 @@ pub struct Packed {
     tokens: usize,
     max_seqlen: usize,
     row_start: usize,
+    room: usize,
     input_ids: Vec<i32>,
     position_ids: Vec<i32>,
     loss_mask: Vec<u8>,
@@ -34,6 +37,9 @@ pub struct Packed {
     prompt_ids: Vec<i64>,
     prompt_lengths: Vec<i32>,
     finish_reasons: Vec<u8>,
+    columns: Vec<(String, Values)>,
+    /// Memory of columns of the batch before.
+    kept: Vec<Values>,
 }
 
 /// What a batch holds once a row.
@@ -84,7 +90,37 @@ impl Packed {
         self.prompt_lengths.clear();
         self.finish_reasons.clear();
         self.cu_seqlens.reserve(rows);
+        self.kept = self.columns.drain(..).map(|(_, values)| values).collect();
         (self.rows, self.tokens, self.max_seqlen, self.row_start) = (0, 0, 0, 0);
+        self.room = tokens;
+    }
+
+    /// Add an array of one entry a token, 0 where no row sets it. Called between `begin` and the
+    /// first row.
+    pub fn add_column(&mut self, name: &str, dtype: Dtype) {
+        let kept = self.kept.iter().position(|values| values.dtype() == dtype);
+        let mut values =
+            kept.map_or_else(|| Values::zeros(dtype, 0), |place| self.kept.swap_remove(place));
+        values.resize(self.room);
+        values.bytes_mut().fill(0);
+        self.columns.push((name.to_owned(), values));
+    }
+
+    /// Set entries of a column for tokens of the row's response from `offset` on: little-endian
+    /// values of the column's type.
+    pub fn set_column(&mut self, column: usize, offset: usize, bytes: &[u8]) {
+        let prompt = self.prompt_lengths.last().map_or(0, |n| usize::try_from(*n).unwrap_or(0));
+        let values = &mut self.columns[column].1;
+        let from = (self.row_start + prompt + offset) * values.dtype().width();
+        values.bytes_mut()[from..from + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The columns that were added, each with one entry a token (T).
+    pub fn columns_mut(&mut self) -> &mut [(String, Values)] {
+        for (_, values) in &mut self.columns {
+            values.resize(self.tokens);
+        }
+        &mut self.columns
     }
 
     /// Begin a row with its prompt.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use k15_core::Error;
+use k15_core::values::Dtype;
 use numpy::{Element, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
@@ -30,6 +31,41 @@ pub fn column<'py, T: Element>(
     dtype: &str,
 ) -> Result<Column<'py, T>> {
     column_if(value).ok_or_else(|| refused(field, value, dtype).into())
+}
+
+/// Does something with the bytes of a one-dimensional array of `dtype`.
+pub fn with_bytes<R>(
+    field: &'static str,
+    value: &Bound<'_, PyAny>,
+    dtype: Dtype,
+    work: impl FnOnce(&[u8]) -> R,
+) -> Result<R> {
+    macro_rules! of {
+        ($type:ty) => {{
+            let column = column::<$type>(field, value, dtype.name())?;
+            Ok(work(bytemuck::cast_slice(&column.values())))
+        }};
+    }
+    match dtype {
+        Dtype::Uint8 => of!(u8),
+        Dtype::Int8 => of!(i8),
+        Dtype::Uint16 => of!(u16),
+        Dtype::Int16 => of!(i16),
+        Dtype::Uint32 => of!(u32),
+        Dtype::Int32 => of!(i32),
+        Dtype::Int64 => of!(i64),
+        Dtype::Float32 => of!(f32),
+        Dtype::Float64 => of!(f64),
+    }
+}
+
+/// The type of a column by its name.
+pub fn dtype(name: &str) -> Result<Dtype> {
+    let known = || Dtype::ALL.map(Dtype::name).join(", ");
+    let found = Dtype::from_name(name);
+    found.ok_or_else(|| {
+        Error::invalid("columns", format!("{name:?}"), format!("one of {}", known())).into()
+    })
 }
 
 /// The error for a `value` that is not a one-dimensional array of `dtype`.

@@ -11,10 +11,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
 
-use crate::argument::{Column, column, natural};
-use crate::error::Result;
+use crate::argument::{self, Column, column, natural};
+use crate::error::{CoreError, Result};
 use crate::store_answers;
-use crate::store_arguments::{field, split};
+use crate::store_arguments::{field, split, split_values};
 use crate::views::{self, Pool};
 
 /// How long a call that waits for room sleeps before it looks for signals.
@@ -87,8 +87,9 @@ impl Store {
     #[new]
     #[pyo3(signature = (
         directory=None, *, capacity_bytes=None, when_full="refuse", sync="batch", max_uses=None,
-        file_bytes=None
+        file_bytes=None, columns=None
     ))]
+    #[expect(clippy::too_many_arguments, reason = "keywords of the Python class")]
     fn new(
         py: Python<'_>,
         directory: Option<PathBuf>,
@@ -97,7 +98,8 @@ impl Store {
         sync: &str,
         max_uses: Option<&Bound<'_, PyAny>>,
         file_bytes: Option<&Bound<'_, PyAny>>,
-    ) -> Result<Self> {
+        columns: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
         let mut options = Options {
             directory,
             when_full: text(when_full, WhenFull::from_name)?,
@@ -113,7 +115,11 @@ impl Store {
         if let Some(uses) = max_uses {
             options.max_uses = natural("max_uses", uses)?;
         }
-        let store = py.detach(|| core::Store::open(&options))?;
+        for (name, dtype) in columns.into_iter().flatten() {
+            let (name, dtype): (String, String) = (name.extract()?, dtype.extract()?);
+            options.columns.push(core::Column { name, dtype: argument::dtype(&dtype)? });
+        }
+        let store = py.detach(|| core::Store::open(&options)).map_err(CoreError::from)?;
         Ok(Self {
             store: Mutex::new(Some(store)),
             room: Condvar::new(),
@@ -292,7 +298,56 @@ impl Store {
         self.with(py, |store| store.set_reward(id, reward))
     }
 
-    #[pyo3(signature = (*, groups=None, tokens=None, max_staleness, version, strategy="fifo", seed=0))]
+    #[pyo3(signature = (trajectory_id, name, values, *, offset=None))]
+    fn set_column(
+        &self,
+        py: Python<'_>,
+        trajectory_id: &Bound<'_, PyAny>,
+        name: &str,
+        values: &Bound<'_, PyAny>,
+        offset: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let id = natural("trajectory_id", trajectory_id)?;
+        let offset = offset.map_or(Ok(0), |offset| natural("offset", offset))?;
+        let dtype = self.with(py, |store| store.dtype_of(name))?;
+        argument::with_bytes("values", values, dtype, |bytes| {
+            self.needing_room(py, |store| store.set_column(id, name, offset, dtype, bytes))
+        })?
+    }
+
+    /// One call for a batch of chunks: `cu_seqlens` says which values belong to which.
+    fn set_column_many(
+        &self,
+        py: Python<'_>,
+        trajectory_ids: &Bound<'_, PyAny>,
+        offsets: &Bound<'_, PyAny>,
+        cu_seqlens: &Bound<'_, PyAny>,
+        name: &str,
+        values: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let ids = column::<i64>("trajectory_ids", trajectory_ids, "int64")?;
+        let offsets = column::<i64>("offsets", offsets, "int64")?;
+        let cu_seqlens = column::<i32>("cu_seqlens", cu_seqlens, "int32")?;
+        let dtype = self.with(py, |store| store.dtype_of(name))?;
+        argument::with_bytes("values", values, dtype, |bytes| {
+            let (ids, offsets, ends) = (ids.values(), offsets.values(), cu_seqlens.values());
+            let chunks = split_values(&ids, &offsets, &ends, bytes, dtype.width())?;
+            self.needing_room(py, |store| store.set_column_many(name, dtype, &chunks))
+        })?
+    }
+
+    fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let columns = self.with(py, |store| Ok(store.columns().to_vec()))?;
+        let fields = PyDict::new(py);
+        for column in columns {
+            fields.set_item(column.name, column.dtype.name())?;
+        }
+        Ok(fields)
+    }
+
+    #[pyo3(signature = (
+        *, groups=None, tokens=None, max_staleness, version, strategy="fifo", seed=0, columns=None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python method")]
     fn sample<'py>(
         &self,
@@ -303,8 +358,11 @@ impl Store {
         version: &Bound<'py, PyAny>,
         strategy: &str,
         seed: u64,
+        columns: Option<Vec<String>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         static BATCH: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let columns: Option<Vec<&str>> =
+            columns.as_ref().map(|names| names.iter().map(String::as_str).collect());
         let wanted = core::Sample {
             groups: groups.map(|groups| natural("groups", groups)).transpose()?,
             tokens: tokens.map(|tokens| natural("tokens", tokens)).transpose()?,
@@ -312,6 +370,7 @@ impl Store {
             version: natural("version", version)?,
             strategy: text(strategy, Strategy::from_name)?,
             seed,
+            columns: columns.as_deref(),
         };
         let class = BATCH.import(py, "k15core.types", "PackedBatch")?;
         let buffers = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,6 +1,7 @@
 //! What the queries of the store answer, as Python dictionaries.
 
 use k15_core::store::{FinishReason, RecoveryReport, Stats, TornTail, TrajectoryView};
+use k15_core::values::{Dtype, Values};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -21,7 +22,27 @@ pub fn trajectory(py: Python<'_>, id: u64, view: TrajectoryView) -> PyResult<Bou
     fields.set_item("log_probs", PyArray1::from_vec(py, view.log_probs))?;
     fields.set_item("loss_mask", PyArray1::from_vec(py, view.loss_mask))?;
     fields.set_item("versions", PyArray1::from_vec(py, view.versions))?;
+    let columns = PyDict::new(py);
+    for (name, values) in &view.columns {
+        columns.set_item(name, array(py, values))?;
+    }
+    fields.set_item("columns", columns)?;
     Ok(fields)
+}
+
+/// The entries of a column, copied.
+fn array<'py>(py: Python<'py>, values: &Values) -> Bound<'py, PyAny> {
+    match values.dtype() {
+        Dtype::Uint8 => PyArray1::from_slice(py, values.entries::<u8>()).into_any(),
+        Dtype::Int8 => PyArray1::from_slice(py, values.entries::<i8>()).into_any(),
+        Dtype::Uint16 => PyArray1::from_slice(py, values.entries::<u16>()).into_any(),
+        Dtype::Int16 => PyArray1::from_slice(py, values.entries::<i16>()).into_any(),
+        Dtype::Uint32 => PyArray1::from_slice(py, values.entries::<u32>()).into_any(),
+        Dtype::Int32 => PyArray1::from_slice(py, values.entries::<i32>()).into_any(),
+        Dtype::Int64 => PyArray1::from_slice(py, values.entries::<i64>()).into_any(),
+        Dtype::Float32 => PyArray1::from_slice(py, values.entries::<f32>()).into_any(),
+        Dtype::Float64 => PyArray1::from_slice(py, values.entries::<f64>()).into_any(),
+    }
 }
 
 /// Counts of what is stored.

@@ -1,7 +1,7 @@
 //! What the methods of the store take from Python: attributes of a prompt, chunks of flat arrays.
 
 use k15_core::Error;
-use k15_core::store::Chunk;
+use k15_core::store::{Chunk, ColumnChunk};
 use pyo3::prelude::*;
 
 use crate::error::{CoreError, Result};
@@ -33,36 +33,15 @@ pub fn split<'a>(
     log_probs: &'a [f32],
 ) -> Result<Vec<Chunk<'a>>> {
     let n = ids.len();
-    let one_each = |field, length: usize, wanted: usize| {
-        if length == wanted {
-            return Ok(());
-        }
-        let expected = format!("{wanted}, as trajectory_ids has {n}");
-        Err(Error::invalid(field, format!("{length} entries"), expected))
-    };
-    one_each("epochs", epochs.len(), n)?;
-    one_each("offsets", offsets.len(), n)?;
-    one_each("cu_seqlens", cu_seqlens.len(), n + 1)?;
+    one_each("epochs", epochs.len(), n, n)?;
+    one_each("offsets", offsets.len(), n, n)?;
+    one_each("cu_seqlens", cu_seqlens.len(), n + 1, n)?;
     if log_probs.len() != tokens.len() {
         let expected = format!("{}, one for each of tokens", tokens.len());
         let given = format!("{} entries", log_probs.len());
         return Err(Error::invalid("log_probs", given, expected).into());
     }
-    let ends: Option<Vec<usize>> =
-        cu_seqlens.iter().map(|&end| usize::try_from(end).ok()).collect();
-    let ends = ends.filter(|ends| {
-        ends[0] == 0 && ends[n] == tokens.len() && ends.windows(2).all(|pair| pair[0] <= pair[1])
-    });
-    let ends = ends.ok_or_else(|| {
-        let expected = format!("growing from 0 to {}, the length of tokens", tokens.len());
-        Error::invalid("cu_seqlens", format!("{cu_seqlens:?}"), expected)
-    })?;
-    let small = |field, value: i64| {
-        u32::try_from(value).map_err(|_| Error::invalid(field, value, "between 0 and 2**32"))
-    };
-    let natural = |field, value: i64| {
-        u64::try_from(value).map_err(|_| Error::invalid(field, value, "at least 0"))
-    };
+    let ends = ends(cu_seqlens, n, tokens.len(), "tokens")?;
     let mut chunks = Vec::with_capacity(n);
     for i in 0..n {
         chunks.push(Chunk {
@@ -75,4 +54,57 @@ pub fn split<'a>(
         });
     }
     Ok(chunks)
+}
+
+/// Values of a column in flat arrays: chunk i has the entries from cu_seqlens[i] to
+/// cu_seqlens[i + 1] of `bytes`, `width` bytes each.
+pub fn split_values<'a>(
+    ids: &[i64],
+    offsets: &[i64],
+    cu_seqlens: &[i32],
+    bytes: &'a [u8],
+    width: usize,
+) -> Result<Vec<ColumnChunk<'a>>> {
+    let n = ids.len();
+    one_each("offsets", offsets.len(), n, n)?;
+    one_each("cu_seqlens", cu_seqlens.len(), n + 1, n)?;
+    let ends = ends(cu_seqlens, n, bytes.len() / width, "values")?;
+    let mut chunks = Vec::with_capacity(n);
+    for i in 0..n {
+        chunks.push(ColumnChunk {
+            trajectory_id: natural("trajectory_ids", ids[i])?,
+            offset: small("offsets", offsets[i])?,
+            bytes: &bytes[ends[i] * width..ends[i + 1] * width],
+        });
+    }
+    Ok(chunks)
+}
+
+fn one_each(field: &'static str, length: usize, wanted: usize, n: usize) -> Result<()> {
+    if length == wanted {
+        return Ok(());
+    }
+    let expected = format!("{wanted}, as trajectory_ids has {n}");
+    Err(Error::invalid(field, format!("{length} entries"), expected).into())
+}
+
+fn ends(cu_seqlens: &[i32], n: usize, total: usize, what: &str) -> Result<Vec<usize>> {
+    let ends: Option<Vec<usize>> =
+        cu_seqlens.iter().map(|&end| usize::try_from(end).ok()).collect();
+    let ends = ends.filter(|ends| {
+        ends[0] == 0 && ends[n] == total && ends.windows(2).all(|pair| pair[0] <= pair[1])
+    });
+    ends.ok_or_else(|| {
+        let expected = format!("growing from 0 to {total}, the length of {what}");
+        Error::invalid("cu_seqlens", format!("{cu_seqlens:?}"), expected).into()
+    })
+}
+
+fn small(field: &'static str, value: i64) -> Result<u32> {
+    let expected = "between 0 and 2**32";
+    u32::try_from(value).map_err(|_| Error::invalid(field, value, expected).into())
+}
+
+fn natural(field: &'static str, value: i64) -> Result<u64> {
+    u64::try_from(value).map_err(|_| Error::invalid(field, value, "at least 0").into())
 }

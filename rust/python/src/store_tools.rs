@@ -37,6 +37,7 @@ pub fn repair_store(py: Python<'_>, directory: PathBuf) -> PyResult<Bound<'_, Py
         one.set_item("tokens_lost", lost.tokens_lost)?;
         one.set_item("finish_lost", lost.finish_lost)?;
         one.set_item("reward_lost", lost.reward_lost)?;
+        one.set_item("column_bytes_lost", lost.column_bytes_lost)?;
         trajectories.push(one);
     }
     fields.set_item("trajectories", trajectories)?;
@@ -217,6 +218,14 @@ impl StoreReader {
             marks.set_item(id, version)?;
         }
         fields.set_item("marks", marks)?;
+        let columns = PyDict::new(py);
+        for (column, covered) in found.columns {
+            let one = PyDict::new(py);
+            one.set_item("dtype", column.dtype.name())?;
+            one.set_item("tokens", covered)?;
+            columns.set_item(column.name, one)?;
+        }
+        fields.set_item("columns", columns)?;
         fields.set_item("version", found.version)?;
         let staleness = PyDict::new(py);
         for (age, count) in found.staleness {

@@ -11,6 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k15_core::pack::Packed;
+use k15_core::values::{Dtype, Values};
 use numpy::ndarray::ArrayViewMut1;
 use numpy::{Element, PyArray1};
 use pyo3::prelude::*;
@@ -65,7 +66,26 @@ pub fn arrays<'py>(py: Python<'py>, buffers: Arc<Mutex<Packed>>) -> PyResult<Bou
     fields.set_item("prompt_ids", view(&owner, batch.prompt_ids_mut()))?;
     fields.set_item("prompt_lengths", view(&owner, batch.prompt_lengths_mut()))?;
     fields.set_item("finish_reasons", view(&owner, batch.finish_reasons_mut()))?;
+    let columns = PyDict::new(py);
+    for (name, values) in batch.columns_mut() {
+        columns.set_item(name.as_str(), column_view(&owner, values))?;
+    }
+    fields.set_item("columns", columns)?;
     Ok(fields)
+}
+
+fn column_view<'py>(owner: &Bound<'py, PyAny>, values: &mut Values) -> Bound<'py, PyAny> {
+    match values.dtype() {
+        Dtype::Uint8 => view(owner, values.entries_mut::<u8>()).into_any(),
+        Dtype::Int8 => view(owner, values.entries_mut::<i8>()).into_any(),
+        Dtype::Uint16 => view(owner, values.entries_mut::<u16>()).into_any(),
+        Dtype::Int16 => view(owner, values.entries_mut::<i16>()).into_any(),
+        Dtype::Uint32 => view(owner, values.entries_mut::<u32>()).into_any(),
+        Dtype::Int32 => view(owner, values.entries_mut::<i32>()).into_any(),
+        Dtype::Int64 => view(owner, values.entries_mut::<i64>()).into_any(),
+        Dtype::Float32 => view(owner, values.entries_mut::<f32>()).into_any(),
+        Dtype::Float64 => view(owner, values.entries_mut::<f64>()).into_any(),
+    }
 }
 
 fn view<'py, T: Element>(owner: &Bound<'py, PyAny>, memory: &mut [T]) -> Bound<'py, PyArray1<T>> {

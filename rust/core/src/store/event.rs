@@ -1,5 +1,8 @@
 //! What the records say: from bytes to fields and back.
 
+use super::base::Base;
+use super::column::ColumnEvent;
+use super::group_event::GroupEvent;
 use super::record::{Kind, Reader};
 use crate::error::Result;
 
@@ -34,65 +37,6 @@ impl FinishReason {
     }
 }
 
-/// A point that a checkpoint names. Counters say which ids came next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) id: u64,
-    pub(super) version: u32,
-    pub(super) next_group: u64,
-    pub(super) next_trajectory: u64,
-}
-
-/// What must be known before the first record of a file can be understood.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Base {
-    /// The running system that wrote what follows: memory survives a killed process, not a reboot.
-    pub(super) boot: [u8; 16],
-    pub(super) next_group: u64,
-    pub(super) next_trajectory: u64,
-    pub(super) next_epoch: u64,
-    pub(super) next_mark: u64,
-    pub(super) version: u32,
-    pub(super) marks: Vec<Mark>,
-}
-
-/// The state of one member of a group that is written again.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct MovedState {
-    pub(super) finish: Option<(FinishReason, u32)>,
-    pub(super) reward: Option<(f32, u32)>,
-}
-
-/// A prompt and the ids of its responses.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct GroupEvent<'a> {
-    pub(super) group_id: u64,
-    pub(super) first_trajectory: u64,
-    pub(super) k: u32,
-    pub(super) version: u32,
-    pub(super) prompt: PromptData<'a>,
-    /// Marks under which it was used.
-    pub(super) uses: Vec<u64>,
-    /// The mark under which it was dropped or evicted.
-    pub(super) gone: Option<u64>,
-    pub(super) members: Vec<MovedState>,
-}
-
-/// A prompt with what belongs to it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PromptData<'a> {
-    /// The prompt's own id, which its prompt set gave it.
-    pub prompt_id: i64,
-    /// Its tokens.
-    pub tokens: &'a [i32],
-    /// The right answer.
-    pub answer: &'a str,
-    /// Labels.
-    pub tags: Vec<&'a str>,
-    /// Grows with hardness; none where nobody labelled.
-    pub difficulty: Option<f64>,
-}
-
 /// One record's content. Token data stay where they are.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Event<'a> {
@@ -111,6 +55,8 @@ pub(super) enum Event<'a> {
     MovedAppend { trajectory_id: u64, offset: u32, n: u32, version: u32 },
     MovedEnd { group_id: u64 },
     MovedAbort { trajectory_id: u64, under: u32 },
+    Column(ColumnEvent),
+    MovedColumn(ColumnEvent),
 }
 
 /// Bytes in front of the tokens in the payload of an append.
@@ -131,106 +77,6 @@ pub(super) fn append_fields(offset: u32, n: u32, version: u32) -> [u8; APPEND_FI
 
 pub(super) fn ids_payload(ids: &[u64]) -> Vec<u8> {
     ids.iter().flat_map(|id| id.to_le_bytes()).collect()
-}
-
-impl Base {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = self.boot.to_vec();
-        for word in [self.next_group, self.next_trajectory, self.next_epoch, self.next_mark] {
-            out.extend(word.to_le_bytes());
-        }
-        out.extend(self.version.to_le_bytes());
-        out.extend(length(self.marks.len()));
-        for mark in &self.marks {
-            out.extend(mark.id.to_le_bytes());
-            out.extend(mark.next_group.to_le_bytes());
-            out.extend(mark.next_trajectory.to_le_bytes());
-            out.extend(mark.version.to_le_bytes());
-        }
-        out
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self> {
-        let mut base =
-            Self { boot: reader.bytes(16)?.try_into().unwrap_or_default(), ..Self::default() };
-        base.next_group = reader.u64()?;
-        base.next_trajectory = reader.u64()?;
-        base.next_epoch = reader.u64()?;
-        base.next_mark = reader.u64()?;
-        base.version = reader.u32()?;
-        for _ in 0..reader.u32()? {
-            let (id, next_group, next_trajectory) = (reader.u64()?, reader.u64()?, reader.u64()?);
-            base.marks.push(Mark { id, version: reader.u32()?, next_group, next_trajectory });
-        }
-        Ok(base)
-    }
-}
-
-impl<'a> GroupEvent<'a> {
-    /// The payload of a group; of a moved group with its state behind.
-    pub(super) fn encode(&self, moved: bool) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + 4 * self.prompt.tokens.len());
-        out.extend(self.first_trajectory.to_le_bytes());
-        out.extend(self.prompt.prompt_id.to_le_bytes());
-        out.extend(self.k.to_le_bytes());
-        out.extend(self.version.to_le_bytes());
-        out.extend(u64::from(self.prompt.difficulty.is_some()).to_le_bytes());
-        out.extend(self.prompt.difficulty.unwrap_or(0.0).to_le_bytes());
-        out.extend(length(self.prompt.tags.len()));
-        out.extend(length(self.prompt.tokens.len()));
-        out.extend_from_slice(bytemuck::cast_slice(self.prompt.tokens));
-        for text in std::iter::once(&self.prompt.answer).chain(&self.prompt.tags) {
-            out.extend(length(text.len()));
-            out.extend(text.as_bytes());
-        }
-        if moved {
-            out.extend(length(self.uses.len()));
-            out.extend(self.uses.iter().flat_map(|mark| mark.to_le_bytes()));
-            out.push(u8::from(self.gone.is_some()));
-            out.extend(self.gone.unwrap_or(0).to_le_bytes());
-            for member in &self.members {
-                let (reason, under) = member.finish.map_or((255, 0), |(r, v)| (r as u8, v));
-                out.push(reason);
-                out.extend(under.to_le_bytes());
-                out.push(u8::from(member.reward.is_some()));
-                let (reward, under) = member.reward.unwrap_or((0.0, 0));
-                out.extend(reward.to_le_bytes());
-                out.extend(under.to_le_bytes());
-            }
-        }
-        out
-    }
-
-    fn decode(group_id: u64, moved: bool, reader: &mut Reader<'a>) -> Result<Self> {
-        let first_trajectory = reader.u64()?;
-        let prompt_id = reader.u64()?.cast_signed();
-        let (k, version) = (reader.u32()?, reader.u32()?);
-        let labelled = reader.u64()? != 0;
-        let difficulty = f64::from_bits(reader.u64()?);
-        let tags = reader.u32()?;
-        let tokens = reader.u32()? as usize;
-        let tokens = reader.i32s(tokens)?;
-        let answer = reader.text()?;
-        let tags = (0..tags).map(|_| reader.text()).collect::<Result<_>>()?;
-        let difficulty = labelled.then_some(difficulty);
-        let prompt = PromptData { prompt_id, tokens, answer, tags, difficulty };
-        let (mut uses, mut gone, mut members) = (Vec::new(), None, Vec::new());
-        if moved {
-            for _ in 0..reader.u32()? {
-                uses.push(reader.u64()?);
-            }
-            let is_gone = reader.u8()? != 0;
-            let under = reader.u64()?;
-            gone = is_gone.then_some(under);
-            for _ in 0..k {
-                let (reason, under) = (reader.u8()?, reader.u32()?);
-                let finish = FinishReason::from_code(reason).map(|reason| (reason, under));
-                let (scored, reward, under) = (reader.u8()? != 0, reader.f32()?, reader.u32()?);
-                members.push(MovedState { finish, reward: scored.then_some((reward, under)) });
-            }
-        }
-        Ok(Self { group_id, first_trajectory, k, version, prompt, uses, gone, members })
-    }
 }
 
 impl<'a> Event<'a> {
@@ -271,6 +117,8 @@ impl<'a> Event<'a> {
             Kind::Rewind => Self::Rewind { mark: subject },
             Kind::MovedEnd => Self::MovedEnd { group_id: subject },
             Kind::MovedAbort => Self::MovedAbort { trajectory_id: subject, under: reader.u32()? },
+            Kind::Column => Self::Column(ColumnEvent::decode(subject, &mut reader)?),
+            Kind::MovedColumn => Self::MovedColumn(ColumnEvent::decode(subject, &mut reader)?),
         };
         reader.end()?;
         Ok(event)
@@ -281,19 +129,29 @@ fn ids(reader: &mut Reader<'_>, bytes: usize) -> Result<Vec<u64>> {
     (0..bytes / 8).map(|_| reader.u64()).collect()
 }
 
-fn length(n: usize) -> [u8; 4] {
+pub(super) fn length(n: usize) -> [u8; 4] {
     u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::base::Mark;
+    use super::super::column::Column;
+    use super::super::group_event::{MovedState, PromptData};
     use super::*;
+    use crate::values::Dtype;
 
     #[test]
     fn groups_and_bases_survive() {
         let mark = Mark { id: 3, version: 9, next_group: 1, next_trajectory: 8 };
-        let base = Base { boot: [7; 16], next_epoch: 5, marks: vec![mark], ..Base::default() };
-        assert_eq!(Event::decode(Kind::Base, 0, &base.encode()).unwrap(), Event::Base(base));
+        let columns = vec![Column { name: "values".into(), dtype: Dtype::Float64 }];
+        let marks = vec![mark];
+        let base = Base { boot: [7; 16], next_epoch: 5, marks, columns, ..Base::default() };
+        let bytes = base.encode();
+        assert_eq!(Event::decode(Kind::Base, 0, &bytes).unwrap(), Event::Base(base.clone()));
+        let format_1 = &bytes[..bytes.len() - 4 - 1 - 4 - 6];
+        let without = Base { columns: vec![], ..base };
+        assert_eq!(Event::decode(Kind::Base, 0, format_1).unwrap(), Event::Base(without));
         let prompt = PromptData {
             prompt_id: -4,
             tokens: &[1, 2, 3],

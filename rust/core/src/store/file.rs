@@ -13,8 +13,8 @@ use super::map::Map;
 use super::record::{self, Header, u32_at, u64_at};
 use crate::error::{Error, Result};
 
-/// The format that this code writes and reads.
-pub(super) const FORMAT: u32 = 1;
+/// The format that this code writes; it reads all from 1 on.
+pub(super) const FORMAT: u32 = 2;
 
 /// Where the records begin.
 pub(super) const DATA: usize = 128;
@@ -34,6 +34,7 @@ pub(super) struct Location {
 pub(super) struct LogFile {
     pub(super) sequence: u64,
     pub(super) first_number: u64,
+    pub(super) format: u32,
     pub(super) path: Option<PathBuf>,
     pub(super) end: usize,
     pub(super) synced: usize,
@@ -83,20 +84,22 @@ impl Examined {
         } else if !whole || !padded {
             let what = format!(
                 "offset 0: the file's header does not match its checksum (its format field says \
-                 {format}, this version reads format {FORMAT})"
+                 {format}, this version reads formats 1 to {FORMAT})"
             );
             self.fault(0, what);
         }
         if whole && named {
-            if format != FORMAT {
+            if !(1..=FORMAT).contains(&format) {
                 self.is_foreign = true;
                 let what = format!(
-                    "written in format {format}; this version of k15core reads format {FORMAT}. \
+                    "written in format {format}; this version of k15core reads formats 1 to \
+                     {FORMAT}. \
                      Nothing was changed: open it with a version that knows format {format}"
                 );
                 return self.fault(8, what);
             }
             (self.file.sequence, self.file.first_number) = (sequence, first_number);
+            self.file.format = format;
             self.has_fields = true;
             if length != size as u64 {
                 let what = format!(
@@ -144,7 +147,8 @@ impl LogFile {
         head[12..16].copy_from_slice(&checksum.to_le_bytes());
         map.publish(SYNCED, checked_word(0));
         map.publish(COMMITTED, checked_word(DATA));
-        Self { sequence, first_number, path: None, end: DATA, synced: 0, map }
+        let (path, format) = (None, FORMAT);
+        Self { sequence, first_number, format, path, end: DATA, synced: 0, map }
     }
 
     /// Take up a file that is there; refuses what is damaged or of another format, untouched.
@@ -160,7 +164,8 @@ impl LogFile {
     pub(super) fn examine(map: Map, path: &Path) -> Examined {
         let size = map.bytes().len();
         let path = Some(path.to_owned());
-        let file = Self { sequence: 0, first_number: 0, path, end: size, synced: 0, map };
+        let (sequence, first_number, format) = (0, 0, 0);
+        let file = Self { sequence, first_number, format, path, end: size, synced: 0, map };
         let mut examined = Examined {
             file,
             faults: Vec::new(),

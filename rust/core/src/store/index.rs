@@ -13,10 +13,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::event::{Base, Event, Mark};
+use super::base::{Base, Mark};
+use super::event::Event;
 use super::file::Location;
-use super::state::{Chunk, Group, Trajectory, charge, discard, extend, moved_member, new_group};
-use crate::error::{Error, Result};
+use super::state::{
+    Chunk, Group, Trajectory, charge, cover, discard, discharge, extend, moved_member, new_group,
+};
+use crate::error::Result;
 
 /// How many of the newest marks can be returned to. Two: a run that dies after taking a mark and
 /// before its checkpoint names it restarts from the mark before.
@@ -31,8 +34,8 @@ pub(super) struct Index {
     pub(super) unfinished: BTreeSet<u64>,
     pub(super) ready: BTreeSet<u64>,
     /// Groups that are used up or gone, and trajectories that were aborted: what may be forgotten.
-    spent: BTreeSet<u64>,
-    aborted: BTreeSet<u64>,
+    pub(super) spent: BTreeSet<u64>,
+    pub(super) aborted: BTreeSet<u64>,
     /// Bytes that are still needed, by file.
     pub(super) live: BTreeMap<u64, u64>,
     pub(super) base: Base,
@@ -76,6 +79,7 @@ impl Index {
             event,
             Event::MovedAppend { .. }
                 | Event::MovedAbort { .. }
+                | Event::MovedColumn(_)
                 | Event::MovedEnd { .. }
                 | Event::Base(_)
         ) {
@@ -146,6 +150,26 @@ impl Index {
             &Event::MovedAbort { trajectory_id, under } => {
                 if let Some((group, member)) = self.moving_member(trajectory_id) {
                     discard(member, under);
+                    charge(group, at.file, size);
+                }
+            }
+            Event::Column(event) => {
+                event.check(&self.base.columns)?;
+                let piece = event.piece(at, size, self.base.version);
+                if let Some(trajectory) = self.trajectories.get_mut(&event.trajectory_id) {
+                    let covered = cover(trajectory, event.trajectory_id, piece)?;
+                    let group_id = trajectory.group_id;
+                    self.charge(group_id, at.file, size);
+                    for old in covered {
+                        self.discharge(group_id, old.at.file, old.size);
+                    }
+                }
+            }
+            Event::MovedColumn(event) => {
+                event.check(&self.base.columns)?;
+                let piece = event.piece(at, size, event.under);
+                if let Some((group, member)) = self.moving_member(event.trajectory_id) {
+                    cover(member, event.trajectory_id, piece)?;
                     charge(group, at.file, size);
                 }
             }
@@ -222,6 +246,15 @@ impl Index {
         }
     }
 
+    fn discharge(&mut self, group_id: u64, file: u64, size: u64) {
+        if let Some(group) = self.groups.get_mut(&group_id) {
+            discharge(group, file, size);
+            if let Some(live) = self.live.get_mut(&file) {
+                *live = live.saturating_sub(size);
+            }
+        }
+    }
+
     fn change(&mut self, id: u64, file: u64, size: u64, change: impl FnOnce(&mut Trajectory)) {
         if let Some(trajectory) = self.trajectories.get_mut(&id) {
             change(trajectory);
@@ -285,57 +318,5 @@ impl Index {
                 self.unfinished.remove(&id);
             }
         }
-    }
-
-    /// Let go of what no mark can bring back.
-    fn forget_the_past(&mut self) {
-        let oldest = self.base.marks.first().copied();
-        let is_past = |mark: u64| oldest.is_none_or(|oldest| mark < oldest.id);
-        let dead = |group: &Group| match group.gone {
-            Some(mark) => is_past(mark),
-            None => group.uses.iter().filter(|mark| is_past(**mark)).count() >= self.max_uses,
-        };
-        let past = self.spent.iter().filter(|id| self.groups.get(id).is_some_and(dead));
-        for id in past.copied().collect::<Vec<_>>() {
-            self.forget(id);
-        }
-        let is_past = |under: u32| oldest.is_none_or(|oldest| under <= oldest.version);
-        self.aborted.retain(|id| {
-            self.trajectories.get_mut(id).is_some_and(|trajectory| {
-                trajectory.discarded.retain(|(under, _)| !is_past(*under));
-                !trajectory.discarded.is_empty()
-            })
-        });
-    }
-
-    fn rewind(&mut self, mark: u64) -> Result<()> {
-        let found = self.base.marks.iter().find(|m| m.id == mark).copied();
-        let mark = found.ok_or_else(|| {
-            Error::Corruption(format!("the log returns to mark {mark}, which is not kept"))
-        })?;
-        self.base.marks.retain(|m| m.id <= mark.id);
-        self.base.next_mark = mark.id + 1;
-        self.base.version = mark.version;
-        let cut = self.groups.iter().filter(|(_, group)| group.version > mark.version);
-        for id in cut.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.forget(id);
-        }
-        for group in self.groups.values_mut() {
-            group.uses.retain(|used| *used < mark.id);
-            group.gone = group.gone.filter(|gone| *gone < mark.id);
-        }
-        for trajectory in self.trajectories.values_mut() {
-            trajectory.take_back(mark.version);
-        }
-        (self.base.next_group, self.base.next_trajectory) = (mark.next_group, mark.next_trajectory);
-        if let Some((id, group)) = self.groups.last_key_value() {
-            self.base.next_group = mark.next_group.max(id + 1);
-            let after = group.first_trajectory + u64::from(group.k);
-            self.base.next_trajectory = mark.next_trajectory.max(after);
-        }
-        for id in self.groups.keys().copied().collect::<Vec<_>>() {
-            self.classify(id);
-        }
-        Ok(())
     }
 }

@@ -120,7 +120,7 @@ impl Store {
         let prompt_length = tokens.len();
         let mut versions = vec![0; prompt_length];
         for chunk in &trajectory.chunks {
-            tokens.extend_from_slice(self.columns(chunk)?.0);
+            tokens.extend_from_slice(self.arrays(chunk)?.0);
             versions.resize(tokens.len(), chunk.version);
         }
         Ok((tokens, versions, prompt_length))

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::file::{DATA, Location, LogFile};
+use super::file::{DATA, FORMAT, Location, LogFile};
 use super::map::Map;
 use super::record::{self, Header, Kind};
 use crate::error::{Error, Result};
@@ -122,6 +122,11 @@ impl Log {
     /// Whether a record with such a payload fits into the open file.
     pub(super) fn fits(&self, payload: usize) -> bool {
         self.files.back().is_some_and(|file| file.fits(payload))
+    }
+
+    /// Whether the open file is of the format that is written.
+    pub(super) fn is_current(&self) -> bool {
+        self.files.back().is_some_and(|file| file.format == FORMAT)
     }
 
     /// Bytes that the open file still takes.

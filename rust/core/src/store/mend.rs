@@ -11,9 +11,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::column::{COLUMN_FIELDS, ColumnEvent};
 use super::event::{APPEND_FIELDS, Event};
 use super::file::Location;
 use super::index::Index;
+use super::mend_move::{Doubt, Move};
 use super::record::{self, Header, Kind};
 use super::scan::{Loss, Whole};
 use crate::error::Result;
@@ -27,47 +29,8 @@ pub struct LostOf {
     pub finish: bool,
     /// Its score is gone.
     pub reward: bool,
-}
-
-/// Records that cannot be read and whose kind is not known: how many, and whether one of them may
-/// hold tokens or take tokens back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Doubt {
-    records: u64,
-    tokens: bool,
-    restart: bool,
-}
-
-impl Doubt {
-    fn of(loss: &Loss) -> Self {
-        let records = loss.count.unwrap_or(u64::from(u32::MAX));
-        let known = records == 1 && loss.bytes > 0;
-        let least = record::size(APPEND_FIELDS + 9) as u64;
-        Self {
-            records,
-            tokens: !known || loss.bytes >= least,
-            restart: !known || loss.bytes == record::HEADER as u64,
-        }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.records += other.records;
-        self.tokens |= other.tokens;
-        self.restart |= other.restart;
-    }
-}
-
-/// A group that is being written again, with what is lost of that.
-#[derive(Debug)]
-struct Move {
-    group_id: u64,
-    first: u64,
-    last: u64,
-    is_damaged: bool,
-    /// Records of unknown kind were lost since the last member was seen.
-    doubt: Doubt,
-    seen: u64,
-    uncertain: BTreeSet<u64>,
+    /// Bytes of values of columns that are gone. What they had replaced is back.
+    pub column_bytes: u64,
 }
 
 /// The index and what is missing in it.
@@ -79,9 +42,9 @@ pub(super) struct Mender {
     pub(super) groups: BTreeSet<u64>,
     /// Lost records of other kinds, by kind, and of unknown kind under the empty name.
     pub(super) others: BTreeMap<String, u64>,
-    holes: BTreeSet<u64>,
+    pub(super) holes: BTreeSet<u64>,
     doubts: HashMap<u64, Doubt>,
-    moving: Option<Move>,
+    pub(super) moving: Option<Move>,
     pub(super) last_number: u64,
     /// The first trajectory that was created in the log: earlier ones may be unknown by right.
     first_new: Option<u64>,
@@ -114,6 +77,7 @@ impl Mender {
             event,
             Event::MovedAppend { .. }
                 | Event::MovedAbort { .. }
+                | Event::MovedColumn(_)
                 | Event::MovedEnd { .. }
                 | Event::Base(_)
         ) {
@@ -147,20 +111,14 @@ impl Mender {
             }
             Event::Rewind { mark } => self.returns(mark),
             Event::MovedGroup(ref event) => {
-                self.moving = Some(Move {
-                    group_id: event.group_id,
-                    first: event.first_trajectory,
-                    last: (event.first_trajectory + u64::from(event.k)).saturating_sub(1),
-                    is_damaged: false,
-                    doubt: Doubt::default(),
-                    seen: event.first_trajectory,
-                    uncertain: BTreeSet::new(),
-                });
+                self.moving = Some(Move::new(event));
                 true
             }
             Event::MovedAppend { trajectory_id, offset, n, .. } => {
                 self.moved_append(trajectory_id, offset, n)
             }
+            Event::Column(ref event) => self.takes_values(event),
+            Event::MovedColumn(ref event) => self.moved_column(event),
             Event::MovedAbort { trajectory_id, .. } => {
                 self.seen(trajectory_id);
                 true
@@ -218,6 +176,7 @@ impl Mender {
                 self.holes.insert(id);
                 self.lost(id).tokens += tokens;
             }
+            Kind::Column => self.lost(id).column_bytes += values_in(&header),
             Kind::Finish => self.lost(id).finish = true,
             Kind::Reward => self.lost(id).reward = true,
             Kind::Group => {
@@ -228,6 +187,16 @@ impl Mender {
                 self.close_move()?;
                 if !self.index.groups.contains_key(&id) {
                     self.groups.insert(id);
+                }
+            }
+            Kind::MovedColumn => {
+                let groups = &self.index.groups;
+                let is_needed = self.moving.as_mut().is_some_and(|moving| {
+                    moving.is_damaged = true;
+                    !groups.contains_key(&moving.group_id)
+                });
+                if is_needed {
+                    self.lost(id).column_bytes += values_in(&header);
                 }
             }
             Kind::MovedAppend | Kind::MovedAbort => {
@@ -269,7 +238,7 @@ impl Mender {
         Ok(())
     }
 
-    fn lost(&mut self, id: u64) -> &mut LostOf {
+    pub(super) fn lost(&mut self, id: u64) -> &mut LostOf {
         self.index.base.next_trajectory = self.index.base.next_trajectory.max(id + 1);
         self.trajectories.entry(id).or_default()
     }
@@ -305,8 +274,29 @@ impl Mender {
             return false;
         }
         self.reopen(id);
+        // That the tokens are whole says nothing about columns.
+        let column_bytes = self.trajectories.get(&id).map_or(0, |lost| lost.column_bytes);
         self.is_whole(id);
+        if column_bytes > 0 {
+            self.lost(id).column_bytes = column_bytes;
+        }
         true
+    }
+
+    /// Whether values of a column have tokens to stand on, and a name.
+    fn takes_values(&mut self, event: &ColumnEvent) -> bool {
+        let id = event.trajectory_id;
+        let length = self.index.trajectories.get(&id).map(|trajectory| trajectory.length);
+        let stands = length.is_some_and(|length| self.has_tokens(event, length));
+        if !stands {
+            self.lost(id).column_bytes += event.bytes();
+        }
+        stands
+    }
+
+    pub(super) fn has_tokens(&self, event: &ColumnEvent, length: u32) -> bool {
+        let end = u64::from(event.offset) + u64::from(event.n);
+        end <= u64::from(length) && event.check(&self.index.base.columns).is_ok()
     }
 
     /// Whether a response that ends has all its tokens.
@@ -349,58 +339,6 @@ impl Mender {
         }
     }
 
-    /// A record about a member of the group that is written again.
-    fn seen(&mut self, id: u64) {
-        if let Some(moving) = &mut self.moving {
-            if moving.doubt.records > 0 {
-                moving.uncertain.extend(moving.seen..=id.min(moving.last));
-            }
-            moving.doubt = Doubt::default();
-            moving.seen = id;
-        }
-    }
-
-    fn moved_append(&mut self, id: u64, offset: u32, n: u32) -> bool {
-        let doubt = self.moving.as_ref().map_or_else(Doubt::default, |moving| moving.doubt);
-        self.seen(id);
-        let Some(moving) = &mut self.moving else { return true };
-        let group_id = moving.group_id;
-        let length = self.index.moving_member(id).map(|(_, member)| member.length);
-        if length.is_none_or(|length| length == offset && doubt.records < 2) {
-            return true;
-        }
-        moving.uncertain.insert(id);
-        if !self.index.groups.contains_key(&group_id) {
-            self.lost(id).tokens += u64::from(n);
-        }
-        false
-    }
-
-    /// A group that was written again came to its end, or something else began.
-    fn close_move(&mut self) -> Result<()> {
-        let Some(mut moving) = self.moving.take().filter(|moving| moving.is_damaged) else {
-            return Ok(());
-        };
-        if self.index.groups.contains_key(&moving.group_id) {
-            // The earlier place still has all of it.
-            self.index.abandon_move();
-            return Ok(());
-        }
-        if moving.doubt.records > 0 {
-            moving.uncertain.extend(moving.seen..=moving.last);
-        }
-        for id in &moving.uncertain {
-            let Some((_, member)) = self.index.moving_member(*id) else { continue };
-            let had = (member.finish.take().is_some(), member.reward.take().is_some());
-            let lost = self.trajectories.entry(*id).or_default();
-            (lost.finish, lost.reward) = (lost.finish | had.0, lost.reward | had.1);
-        }
-        let end = Event::MovedEnd { group_id: moving.group_id };
-        self.index.apply(&end, Location { file: 0, offset: 0 }, 0, 0)?;
-        self.holes.extend(moving.uncertain);
-        Ok(())
-    }
-
     fn apply(
         &mut self,
         event: &Event<'_>,
@@ -413,4 +351,8 @@ impl Mender {
         let payload = u32::try_from(header.payload).unwrap_or(u32::MAX);
         self.index.apply(event, location, payload, record::size(header.payload) as u64)
     }
+}
+
+fn values_in(header: &Header) -> u64 {
+    header.payload.saturating_sub(COLUMN_FIELDS) as u64
 }

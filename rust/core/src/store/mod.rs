@@ -27,6 +27,7 @@
 //!     version: 0,
 //!     strategy: Strategy::Fifo,
 //!     seed: 0,
+//!     columns: None,
 //! };
 //! store.sample(&wanted, &mut batch)?;
 //! assert_eq!(batch.input_ids(), [1, 2, 5, 6, 7]);
@@ -38,14 +39,19 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
+mod base;
+mod column;
 mod event;
 mod file;
+mod group_event;
 mod index;
 mod lease;
 mod log;
 mod map;
 mod marks;
 mod mend;
+mod mend_move;
+mod past;
 mod query;
 mod record;
 mod recover;
@@ -59,7 +65,9 @@ mod state;
 mod verify;
 mod write;
 
-pub use event::{FinishReason, PromptData};
+pub use column::{Column, ColumnChunk};
+pub use event::FinishReason;
+pub use group_event::PromptData;
 pub use index::MARKS_KEPT;
 pub use lease::{Lease, Order};
 pub use log::Sync;
@@ -92,6 +100,9 @@ pub struct Options {
     pub sync: Sync,
     /// How often a group is sampled before it is used up.
     pub max_uses: usize,
+    /// Per-token columns besides the built-in ones. Those of earlier openings stay; one that is
+    /// there already must be of the same type.
+    pub columns: Vec<Column>,
 }
 
 impl Default for Options {
@@ -103,6 +114,7 @@ impl Default for Options {
             when_full: WhenFull::Refuse,
             sync: Sync::Batch,
             max_uses: 1,
+            columns: Vec::new(),
         }
     }
 }
@@ -156,6 +168,7 @@ impl Store {
         if options.max_uses == 0 {
             return Err(Error::invalid("max_uses", 0, "at least 1"));
         }
+        column::merge(&[], &options.columns)?;
         let home = options.directory.as_deref().map(Home::open).transpose()?;
         let mut log = Log::new(home, file_bytes, options.sync);
         let mut index = Index::new(options.max_uses);
@@ -169,8 +182,10 @@ impl Store {
             failed: false,
         };
         store.index.base.boot = recover::boot_id();
+        store.index.base.columns = column::merge(&store.index.base.columns, &options.columns)?;
         let base = store.index.base.encode();
-        if store.log.fits(base.len()) {
+        // A file of an earlier format stays one.
+        if store.log.fits(base.len()) && store.log.is_current() {
             store.commit(Kind::Base, 0, &[&base])?;
         } else {
             store.open_next_file()?;

@@ -1,10 +1,12 @@
 //! Questions to the store. None of them changes anything.
 
 use super::Store;
-use super::event::{APPEND_FIELDS, Event, FinishReason, PromptData, append_payload};
+use super::event::{APPEND_FIELDS, Event, FinishReason, append_payload};
+use super::group_event::PromptData;
 use super::record::{Kind, Reader};
 use super::state::{Chunk, Group};
 use crate::error::{Error, Result};
+use crate::values::Values;
 
 /// Where a trajectory is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct TrajectoryView {
     pub loss_mask: Vec<u8>,
     /// The policy version of each token of the response.
     pub versions: Vec<u32>,
+    /// The values of each declared column, one a token of the response; 0 where there is none.
+    pub columns: Vec<(String, Values)>,
 }
 
 /// Counts of what is stored.
@@ -140,9 +144,14 @@ impl Store {
             log_probs: Vec::new(),
             loss_mask: Vec::new(),
             versions: Vec::new(),
+            columns: Vec::new(),
         };
+        for (number, column) in (0..).zip(self.columns()) {
+            let values = self.values_of(trajectory, number, column.dtype);
+            view.columns.push((column.name.clone(), values));
+        }
         for chunk in &trajectory.chunks {
-            let (tokens, log_probs, mask) = self.columns(chunk)?;
+            let (tokens, log_probs, mask) = self.arrays(chunk)?;
             view.tokens.extend_from_slice(tokens);
             view.log_probs.extend_from_slice(log_probs);
             view.loss_mask.extend_from_slice(mask);
@@ -197,7 +206,7 @@ impl Store {
     }
 
     /// The tokens, log-probs and loss mask of one chunk, in place.
-    pub(super) fn columns(&self, chunk: &Chunk) -> Result<(&[i32], &[f32], &[u8])> {
+    pub(super) fn arrays(&self, chunk: &Chunk) -> Result<(&[i32], &[f32], &[u8])> {
         let n = chunk.n as usize;
         let mut reader = Reader::new(self.log.payload(chunk.at, append_payload(n)));
         reader.bytes(APPEND_FIELDS)?;

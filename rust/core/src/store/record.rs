@@ -51,11 +51,15 @@ pub(super) enum Kind {
     MovedEnd = 15,
     /// The tokens so far of a trajectory that is written again were discarded by an abort.
     MovedAbort = 16,
+    /// Values of a column that a user declared, for tokens of one trajectory.
+    Column = 17,
+    /// The same of a group that is written again.
+    MovedColumn = 18,
 }
 
 impl Kind {
     /// In the order of the format.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Base,
         Self::Group,
         Self::Append,
@@ -72,6 +76,8 @@ impl Kind {
         Self::MovedAppend,
         Self::MovedEnd,
         Self::MovedAbort,
+        Self::Column,
+        Self::MovedColumn,
     ];
 
     /// The name of the kind.
@@ -88,7 +94,9 @@ impl Kind {
             | Self::Abort
             | Self::Reward
             | Self::MovedAppend
-            | Self::MovedAbort => "trajectory",
+            | Self::MovedAbort
+            | Self::Column
+            | Self::MovedColumn => "trajectory",
             Self::Mark | Self::Rewind => "mark",
             Self::Base | Self::Claim | Self::Use | Self::Evict | Self::Drop => "record",
         }
@@ -193,8 +201,12 @@ impl<'a> Reader<'a> {
         bytemuck::try_cast_slice(self.bytes(n * 4)?).map_err(|_| short())
     }
 
+    pub(super) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     pub(super) fn end(&self) -> Result<()> {
-        if self.rest.is_empty() { Ok(()) } else { Err(short()) }
+        if self.is_at_end() { Ok(()) } else { Err(short()) }
     }
 }
 

@@ -38,6 +38,8 @@ pub struct TrajectoryLoss {
     pub finish_lost: bool,
     /// Whether it lost its score.
     pub reward_lost: bool,
+    /// Bytes of values of columns that were lost. What they had replaced is back.
+    pub column_bytes_lost: u64,
 }
 
 /// What a repair did.
@@ -134,7 +136,7 @@ fn report(mender: &Mender, done: &mut Repair) {
     done.groups_lost = mender.groups.iter().copied().collect();
     for (&trajectory_id, lost) in &mender.trajectories {
         let kept = index.trajectories.get(&trajectory_id);
-        let &LostOf { tokens, finish, reward } = lost;
+        let &LostOf { tokens, finish, reward, column_bytes } = lost;
         done.trajectories.push(TrajectoryLoss {
             trajectory_id,
             group_id: kept.map(|trajectory| trajectory.group_id),
@@ -142,6 +144,7 @@ fn report(mender: &Mender, done: &mut Repair) {
             tokens_lost: tokens,
             finish_lost: finish,
             reward_lost: reward,
+            column_bytes_lost: column_bytes,
         });
     }
     for (kind, count) in &mender.others {

@@ -9,9 +9,10 @@
 //! come out in large ones.
 
 use super::Store;
-use super::event::{self, APPEND_FIELDS, GroupEvent, MovedState};
+use super::event::{self, APPEND_FIELDS};
+use super::group_event::{GroupEvent, MovedState};
 use super::record::{self, Kind};
-use super::state::{Chunk, Group};
+use super::state::{Chunk, Discarded, Group};
 use crate::error::Result;
 
 /// Garbage that makes rewriting worth it, in files: a file and a half. And a share of what is
@@ -61,12 +62,15 @@ impl Store {
         self.put(Kind::MovedGroup, group_id, &[&head])?;
         for id in self.group_of(group_id)?.members() {
             let trajectory = self.trajectory_of(id)?;
-            let (discarded, chunks) = (trajectory.discarded.clone(), trajectory.chunks.clone());
-            for (under, chunks) in discarded {
+            let discarded = trajectory.discarded.clone();
+            let (chunks, pieces) = (trajectory.chunks.clone(), trajectory.pieces.clone());
+            for Discarded { under, chunks, pieces } in discarded {
                 self.put_chunks(id, &chunks)?;
+                self.put_pieces(id, &pieces)?;
                 self.put(Kind::MovedAbort, id, &[&under.to_le_bytes()])?;
             }
             self.put_chunks(id, &chunks)?;
+            self.put_pieces(id, &pieces)?;
         }
         self.put(Kind::MovedEnd, group_id, &[])
     }
@@ -76,7 +80,7 @@ impl Store {
         for run in chunks.chunk_by(|a, b| a.version == b.version) {
             let mut columns = Columns::default();
             for chunk in run {
-                let (tokens, log_probs, mask) = self.columns(chunk)?;
+                let (tokens, log_probs, mask) = self.arrays(chunk)?;
                 columns.tokens.extend_from_slice(tokens);
                 columns.log_probs.extend_from_slice(log_probs);
                 columns.mask.extend_from_slice(mask);
@@ -112,10 +116,7 @@ impl Store {
     fn put_run(&mut self, id: u64, offset: u32, version: u32, run: &Columns) -> Result<u32> {
         let (mut offset, mut from) = (offset, 0);
         while from < run.tokens.len() {
-            if self.log.left() < SMALLEST_PIECE {
-                self.open_reserved_file()?;
-            }
-            let most = (self.log.left() - record::size(APPEND_FIELDS) - 8) / 9;
+            let most = self.room_for_piece(record::size(APPEND_FIELDS) + 8)? / 9;
             let to = run.tokens.len().min(from + most);
             let n = u32::try_from(to - from).unwrap_or(u32::MAX);
             let fields = event::append_fields(offset, n, version);
@@ -128,7 +129,15 @@ impl Store {
         Ok(offset)
     }
 
-    fn put(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Result<()> {
+    /// Bytes that a piece may have in the open file, or in the next one, besides `fields`.
+    pub(super) fn room_for_piece(&mut self, fields: usize) -> Result<usize> {
+        if self.log.left() < SMALLEST_PIECE {
+            self.open_reserved_file()?;
+        }
+        Ok(self.log.left() - fields)
+    }
+
+    pub(super) fn put(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Result<()> {
         if !self.log.fits(parts.iter().map(|part| part.len()).sum()) {
             self.open_reserved_file()?;
         }

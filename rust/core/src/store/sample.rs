@@ -30,7 +30,7 @@ impl Strategy {
 
 /// What to take. At least one of `groups` and `tokens` must be given; both bound together.
 #[derive(Clone, Copy, Debug)]
-pub struct Sample {
+pub struct Sample<'a> {
     /// At most so many groups.
     pub groups: Option<usize>,
     /// At most so many tokens, prompts included. The first group that does not fit ends the batch:
@@ -44,6 +44,9 @@ pub struct Sample {
     pub strategy: Strategy,
     /// Decides every draw of the strategy.
     pub seed: u64,
+    /// Columns that a group must have for each of its response tokens, and that the batch gets. None:
+    /// the batch gets all columns, with 0 where nothing was set.
+    pub columns: Option<&'a [&'a str]>,
 }
 
 /// The most tokens of a batch: `cu_seqlens` is int32.
@@ -55,22 +58,34 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::InvalidInput`] if the first group alone exceeds `tokens`.
-    pub fn sample(&mut self, wanted: &Sample, batch: &mut Packed) -> Result<()> {
+    pub fn sample(&mut self, wanted: &Sample<'_>, batch: &mut Packed) -> Result<()> {
         if wanted.groups.is_none() && wanted.tokens.is_none() {
             return Err(Error::invalid("groups, tokens", "none", "at least one of the two"));
         }
-        let taken = self.choose(wanted)?;
-        self.pack(&taken, batch)?;
+        let columns = self.wanted_columns(wanted)?;
+        let needed = if wanted.columns.is_some() { columns.as_slice() } else { &[] };
+        let taken = self.choose(wanted, needed)?;
+        self.pack(&taken, &columns, batch)?;
         if !taken.is_empty() {
             self.write_control(Kind::Use, 0, &ids_payload(&taken))?;
         }
         self.acknowledge()
     }
 
-    fn choose(&self, wanted: &Sample) -> Result<Vec<u64>> {
+    fn wanted_columns(&self, wanted: &Sample<'_>) -> Result<Vec<u16>> {
+        match wanted.columns {
+            Some(names) => {
+                names.iter().map(|name| self.column_of(name).map(|found| found.0)).collect()
+            }
+            None => Ok((0..).zip(self.columns()).map(|(number, _)| number).collect()),
+        }
+    }
+
+    fn choose(&self, wanted: &Sample<'_>, needed: &[u16]) -> Result<Vec<u64>> {
         let fresh = |id: &u64| {
             self.index.groups.get(id).is_some_and(|group| {
-                wanted.version.saturating_sub(self.oldest_version(group)) <= wanted.max_staleness
+                let age = wanted.version.saturating_sub(self.oldest_version(group));
+                age <= wanted.max_staleness && needed.iter().all(|c| self.has_column(group, *c))
             })
         };
         let mut order: Vec<u64> = self.index.ready.iter().copied().filter(fresh).collect();
@@ -108,12 +123,17 @@ impl Store {
         members.filter_map(|t| t.oldest_version()).min().unwrap_or(group.version)
     }
 
+    fn has_column(&self, group: &Group, column: u16) -> bool {
+        let mut members = group.members().filter_map(|id| self.index.trajectories.get(&id));
+        members.all(|trajectory| trajectory.covered(column) == trajectory.length)
+    }
+
     fn tokens_in(&self, group: &Group) -> usize {
         let members = group.members().filter_map(|id| self.index.trajectories.get(&id));
         members.map(|t| group.prompt_length as usize + t.length as usize).sum()
     }
 
-    fn pack(&self, groups: &[u64], batch: &mut Packed) -> Result<()> {
+    fn pack(&self, groups: &[u64], columns: &[u16], batch: &mut Packed) -> Result<()> {
         let (mut rows, mut tokens) = (0, 0);
         for id in groups {
             let group = self.group_of(*id)?;
@@ -121,14 +141,25 @@ impl Store {
             tokens += self.tokens_in(group);
         }
         batch.begin(rows, tokens);
+        let declared = |number: &u16| self.columns().get(usize::from(*number));
+        for column in columns.iter().filter_map(declared) {
+            batch.add_column(&column.name, column.dtype);
+        }
         for &group_id in groups {
             let prompt = self.prompt_of(group_id)?;
             for trajectory_id in self.group_of(group_id)?.members() {
                 let trajectory = self.trajectory_of(trajectory_id)?;
                 batch.begin_row(prompt.tokens);
                 for chunk in &trajectory.chunks {
-                    let (tokens, log_probs, mask) = self.columns(chunk)?;
+                    let (tokens, log_probs, mask) = self.arrays(chunk)?;
                     batch.extend_row(tokens, log_probs, mask, chunk.version);
+                }
+                for piece in &trajectory.pieces {
+                    let place = columns.iter().position(|number| *number == piece.column);
+                    if let (Some(place), Some(column)) = (place, declared(&piece.column)) {
+                        let bytes = self.values(piece, column.dtype.width());
+                        batch.set_column(place, piece.offset as usize, bytes);
+                    }
                 }
                 batch.end_row(&Row {
                     reward: trajectory.reward.map_or(0.0, |(reward, _)| reward),

@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 
+use super::column::Column;
 use super::index::Index;
 use super::log::{Log, storage};
 use super::recover::{self, Access};
@@ -48,6 +49,8 @@ pub struct Inspection {
     pub kinds: Vec<KindCount>,
     /// Marks that can be returned to: id and policy version.
     pub marks: Vec<(u64, u32)>,
+    /// The declared columns, each with the number of stored response tokens that have a value in it.
+    pub columns: Vec<(Column, u64)>,
     /// The newest policy version that the store has seen.
     pub version: u32,
     /// How many groups that can still be trained on are so many versions old, counted from their oldest
@@ -131,6 +134,13 @@ impl Snapshot {
             spares: self.spares,
             kinds: self.kinds.clone(),
             marks: base.marks.iter().map(|mark| (mark.id, mark.version)).collect(),
+            columns: (0..)
+                .zip(&base.columns)
+                .map(|(number, column)| {
+                    let covered = index.trajectories.values().map(|t| t.covered(number));
+                    (column.clone(), covered.map(u64::from).sum())
+                })
+                .collect(),
             version: base.version,
             staleness,
             next: [base.next_group, base.next_trajectory, base.next_epoch],

@@ -1,7 +1,8 @@
 //! What the index knows of one group and of one trajectory.
 
-use super::event::{FinishReason, GroupEvent, MovedState};
+use super::event::FinishReason;
 use super::file::Location;
+use super::group_event::{GroupEvent, MovedState};
 use crate::error::{Error, Result};
 
 /// Tokens of one trajectory that were appended together.
@@ -10,6 +11,28 @@ pub(super) struct Chunk {
     pub(super) at: Location,
     pub(super) n: u32,
     pub(super) version: u32,
+}
+
+/// Values of one column for a range of a response.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Piece {
+    pub(super) at: Location,
+    pub(super) column: u16,
+    pub(super) offset: u32,
+    pub(super) n: u32,
+    /// The newest policy version of its time.
+    pub(super) under: u32,
+    /// Bytes of its record in the log.
+    pub(super) size: u64,
+}
+
+/// What an abort discarded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Discarded {
+    /// The newest policy version of its time.
+    pub(super) under: u32,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) pieces: Vec<Piece>,
 }
 
 /// A worker's claim.
@@ -23,12 +46,14 @@ pub(super) struct Holder {
 pub(super) struct Trajectory {
     pub(super) group_id: u64,
     pub(super) chunks: Vec<Chunk>,
+    /// Values of columns, in the order in which they were written: later ones cover earlier ones.
+    pub(super) pieces: Vec<Piece>,
     pub(super) length: u32,
     /// The reason, and the newest policy version of its time.
     pub(super) finish: Option<(FinishReason, u32)>,
     pub(super) reward: Option<(f32, u32)>,
-    /// What aborts discarded, with the newest policy version of their time.
-    pub(super) discarded: Vec<(u32, Vec<Chunk>)>,
+    /// What aborts discarded, oldest first.
+    pub(super) discarded: Vec<Discarded>,
     pub(super) holder: Option<Holder>,
     /// The epoch that finished it, so that a repeated finish is recognised.
     pub(super) finished_by: Option<u64>,
@@ -52,16 +77,28 @@ impl Trajectory {
         }
         self.chunks.truncate(kept.map_or(0, |at| at + 1));
         self.length = length;
+        self.clip_pieces();
         true
+    }
+
+    /// Let go of values of columns for tokens that are not there any more.
+    fn clip_pieces(&mut self) {
+        self.pieces.retain_mut(|piece| {
+            piece.n = piece.n.min(self.length.saturating_sub(piece.offset));
+            piece.n > 0
+        });
     }
 
     /// Return to what is valid under `version`.
     pub(super) fn take_back(&mut self, version: u32) {
-        while self.discarded.last().is_some_and(|(under, _)| *under > version) {
-            self.chunks = self.discarded.pop().map(|(_, chunks)| chunks).unwrap_or_default();
+        while self.discarded.last().is_some_and(|discarded| discarded.under > version) {
+            let Discarded { chunks, pieces, .. } = self.discarded.pop().unwrap_or_default();
+            (self.chunks, self.pieces) = (chunks, pieces);
         }
         self.chunks.retain(|chunk| chunk.version <= version);
         self.length = self.chunks.iter().map(|chunk| chunk.n).sum();
+        self.pieces.retain(|piece| piece.under <= version);
+        self.clip_pieces();
         self.finish = self.finish.filter(|(_, under)| *under <= version);
         self.reward = self.reward.filter(|(_, under)| *under <= version && self.finish.is_some());
         (self.holder, self.finished_by) = (None, None);
@@ -123,9 +160,40 @@ pub(super) fn charge(group: &mut Group, file: u64, size: u64) {
     }
 }
 
+/// The opposite: bytes of a file that the group needs no more.
+pub(super) fn discharge(group: &mut Group, file: u64, size: u64) {
+    for (_, bytes) in group.bytes_in.iter_mut().filter(|(held, _)| *held == file) {
+        *bytes = bytes.saturating_sub(size);
+    }
+    group.bytes_in.retain(|(_, bytes)| *bytes > 0);
+}
+
 pub(super) fn discard(trajectory: &mut Trajectory, under: u32) {
-    trajectory.discarded.push((under, std::mem::take(&mut trajectory.chunks)));
+    let (chunks, pieces) =
+        (std::mem::take(&mut trajectory.chunks), std::mem::take(&mut trajectory.pieces));
+    trajectory.discarded.push(Discarded { under, chunks, pieces });
     trajectory.length = 0;
+}
+
+/// Take up values of a column. Returns the earlier ones that nothing can bring back: they are
+/// covered, and were written under the same version.
+pub(super) fn cover(trajectory: &mut Trajectory, id: u64, piece: Piece) -> Result<Vec<Piece>> {
+    let end = |piece: &Piece| u64::from(piece.offset) + u64::from(piece.n);
+    if end(&piece) > u64::from(trajectory.length) {
+        return Err(Error::Corruption(format!(
+            "values of a column for trajectory {id} up to {}, where it has {} tokens",
+            end(&piece),
+            trajectory.length
+        )));
+    }
+    let is_covered = |old: &mut Piece| {
+        (old.column, old.under) == (piece.column, piece.under)
+            && piece.offset <= old.offset
+            && end(old) <= end(&piece)
+    };
+    let gone = trajectory.pieces.extract_if(.., is_covered).collect();
+    trajectory.pieces.push(piece);
+    Ok(gone)
 }
 
 pub(super) fn extend(

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::Store;
-use super::event::{self, FinishReason, GroupEvent, PromptData};
+use super::event::{self, FinishReason};
+use super::group_event::{GroupEvent, PromptData};
 use super::record::Kind;
 use super::state::Trajectory;
 use crate::error::{Error, Result};
@@ -227,7 +228,7 @@ impl Store {
         for stored in &trajectory.chunks {
             let stop = start + stored.n as usize;
             if at < stop && at < end {
-                let (tokens, log_probs, mask) = self.columns(stored)?;
+                let (tokens, log_probs, mask) = self.arrays(stored)?;
                 let (here, there) = (at - chunk.offset as usize, at - start);
                 let n = stop.min(end) - at;
                 let bits =

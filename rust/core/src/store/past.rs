@@ -1,0 +1,60 @@
+//! What is behind a mark: to be forgotten, or to be returned to.
+
+use super::index::Index;
+use super::state::Group;
+use crate::error::{Error, Result};
+
+impl Index {
+    /// Let go of what no mark can bring back.
+    pub(super) fn forget_the_past(&mut self) {
+        let oldest = self.base.marks.first().copied();
+        let is_past = |mark: u64| oldest.is_none_or(|oldest| mark < oldest.id);
+        let dead = |group: &Group| match group.gone {
+            Some(mark) => is_past(mark),
+            None => group.uses.iter().filter(|mark| is_past(**mark)).count() >= self.max_uses,
+        };
+        let past = self.spent.iter().filter(|id| self.groups.get(id).is_some_and(dead));
+        for id in past.copied().collect::<Vec<_>>() {
+            self.forget(id);
+        }
+        let is_past = |under: u32| oldest.is_none_or(|oldest| under <= oldest.version);
+        self.aborted.retain(|id| {
+            self.trajectories.get_mut(id).is_some_and(|trajectory| {
+                trajectory.discarded.retain(|discarded| !is_past(discarded.under));
+                !trajectory.discarded.is_empty()
+            })
+        });
+    }
+
+    /// Undo what came after a mark.
+    pub(super) fn rewind(&mut self, mark: u64) -> Result<()> {
+        let found = self.base.marks.iter().find(|m| m.id == mark).copied();
+        let mark = found.ok_or_else(|| {
+            Error::Corruption(format!("the log returns to mark {mark}, which is not kept"))
+        })?;
+        self.base.marks.retain(|m| m.id <= mark.id);
+        self.base.next_mark = mark.id + 1;
+        self.base.version = mark.version;
+        let cut = self.groups.iter().filter(|(_, group)| group.version > mark.version);
+        for id in cut.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.forget(id);
+        }
+        for group in self.groups.values_mut() {
+            group.uses.retain(|used| *used < mark.id);
+            group.gone = group.gone.filter(|gone| *gone < mark.id);
+        }
+        for trajectory in self.trajectories.values_mut() {
+            trajectory.take_back(mark.version);
+        }
+        (self.base.next_group, self.base.next_trajectory) = (mark.next_group, mark.next_trajectory);
+        if let Some((id, group)) = self.groups.last_key_value() {
+            self.base.next_group = mark.next_group.max(id + 1);
+            let after = group.first_trajectory + u64::from(group.k);
+            self.base.next_trajectory = mark.next_trajectory.max(after);
+        }
+        for id in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.classify(id);
+        }
+        Ok(())
+    }
+}
