@@ -107,9 +107,9 @@ def from_tensordict(data: TensorDictBase) -> PackedBatch:
                     "token of input_ids"
                 )
         tokens[name] = _join(pieces, name)
+    arrays: dict[str, Any] = tokens | rows
     return PackedBatch(
-        **tokens,
-        **rows,
+        **arrays,
         cu_seqlens=np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
         max_seqlen=int(lengths.max(initial=0)),
     )
