@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from slowness import SLOW
 
 from k15core.errors import SandboxError
 from k15core.sandbox import Sandbox
@@ -39,7 +40,7 @@ def need(runner: str = "auto") -> None:
 
 def wait_until(condition: Callable[[], object], *, seconds: float) -> bool:
     """Look every 10 ms whether `condition` holds, for so long; whether it does in the end."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * SLOW
     while not (holds := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return bool(holds)

@@ -21,6 +21,7 @@ from attacks import (
 )
 from attacks.frame import Attack
 from sandboxes import RUNNERS, groups, need, run_processes, spawners, wait_until
+from slowness import at_usual_speed, slowed
 
 from k15core.sandbox import Sandbox
 
@@ -100,15 +101,17 @@ def run(sandbox: Sandbox, services: Services, attack: Attack) -> None:
         stdin=attack.stdin,
         files=attack.files,
         fetch=attack.fetch,
-        limits=attack.limits,
+        limits=slowed(attack.limits),
     )
     assert b"BREACH" not in result.stdout + result.stderr, result.stdout.decode()
     assert result.verdict in attack.verdicts, result
     assert attack.says in result.stdout, result
-    assert attack.holds is None or attack.holds(result), result
+    assert attack.holds is None or attack.holds(at_usual_speed(result)), result
     assert not services.reached()
     if attack.then:
-        next_one = sandbox.run(attack.then, language=attack.language, limits=attack.then_limits)
+        next_one = sandbox.run(
+            attack.then, language=attack.language, limits=slowed(attack.then_limits)
+        )
         assert b"BREACH" not in next_one.stdout + next_one.stderr, next_one.stdout.decode()
         assert next_one.verdict == "ok", next_one
         assert attack.then_says in next_one.stdout, next_one

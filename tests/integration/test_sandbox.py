@@ -24,6 +24,7 @@ from sandboxes import (
     spawners,
     wait_until,
 )
+from slowness import SLOW, slowed
 
 from k15core.errors import InvalidInputError, SandboxError
 from k15core.sandbox import Limits, Sandbox, Submission
@@ -56,7 +57,7 @@ def test_each_ending_has_its_verdict(
     # On a busy machine a run may wait for a processor longer than it may use one.
     wall = 1.5 if verdict == "wall_limit" else 30
     limits = Limits(cpu_seconds=0.3, wall_seconds=wall, memory_bytes=64 << 20, output_bytes=1000)
-    result = sandbox.run(source, language=language, stdin=b"abc\n", limits=limits)
+    result = sandbox.run(source, language=language, stdin=b"abc\n", limits=slowed(limits))
     assert result.verdict == verdict, result
     assert (result.exit_code == 0) == (verdict == "ok")
     assert result.message == ("compiling ended with nonzero_exit" if "error" in verdict else "")
@@ -88,7 +89,7 @@ def test_a_run_is_measured(sandbox: Sandbox) -> None:
     source = "import time\nx = bytearray(50 << 20)\nwhile time.process_time() < 0.3: pass\n"
     result = sandbox.run(source, language="python")
     assert result.verdict == "ok"
-    assert 0.3 <= result.cpu_seconds < 1
+    assert 0.3 <= result.cpu_seconds < 1 * SLOW
     assert result.wall_seconds >= 0.3
     assert 50 << 20 < result.peak_memory < 100 << 20
 
@@ -167,9 +168,10 @@ def test_a_killed_spawner_costs_no_verdict(sandbox: Sandbox) -> None:
 
 def test_a_spawner_killed_in_the_middle_of_a_run_costs_no_verdict(sandbox: Sandbox) -> None:
     async def kill_in_the_middle() -> list[bytes]:
-        runs = [sandbox.run_async("sleep 0.5; echo here", language="bash") for _ in range(2)]
+        source = f"sleep {0.5 * SLOW}; echo here"
+        runs = [sandbox.run_async(source, language="bash") for _ in range(2)]
         tasks = [asyncio.ensure_future(run) for run in runs]
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2 * SLOW)
         for pid in spawners():
             os.kill(pid, signal.SIGKILL)
         return [(await task).stdout for task in tasks]
@@ -182,8 +184,8 @@ def test_a_slot_ends_with_its_guard_and_what_runs_in_it_too(runner: str) -> None
     need(runner)
     others = spawners()
     with Sandbox(slots=1, runner=runner) as sandbox, ThreadPoolExecutor(1) as thread:
-        run = thread.submit(sandbox.run, "sleep 1; echo here", language="bash")
-        time.sleep(0.5)
+        run = thread.submit(sandbox.run, f"sleep {SLOW}; echo here", language="bash")
+        time.sleep(0.5 * SLOW)
         guards = spawners() - others
         below = [pid for guard in guards for pid in children(guard)]
         running = run_processes()
@@ -268,7 +270,7 @@ def test_a_killed_parent_leaves_nothing(runner: str) -> None:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"ready\n"
         pattern = f"k15core-{parent.pid}-*"
-        time.sleep(0.5)
+        time.sleep(0.5 * SLOW)
         assert groups(parent.pid) or not groups()
         assert run_processes(parent.pid)
         parent.kill()
