@@ -48,7 +48,7 @@ int main(void) {
   must(mount("sysfs", "sys", "sysfs", 0, NULL), "/sys");
   must(mount("devtmpfs", "dev", "devtmpfs", 0, NULL), "/dev");
   mkdir("dev/shm", 01777);
-  must(mount("cgroup2", "sys/fs/cgroup", "cgroup2", 0, NULL), "cgroup v2");
+  must(mount("cgroup2", "sys/fs/cgroup", "cgroup2", 0, "nsdelegate"), "cgroup v2");
   const char *fresh[] = {"run", "tmp", NULL};
   for (int i = 0; fresh[i]; i++) must(mount("tmpfs", fresh[i], "tmpfs", 0, "mode=1777"), fresh[i]);
   must(chroot("."), "chroot");

@@ -20,7 +20,7 @@ pub struct Capability {
 /// What runs may be allowed to go without. The rest is always kept, or nothing runs at all.
 pub const OPTIONAL: [&str; 4] = ["memory_bytes", "processes", "cpu_seconds", "cpus"];
 
-const REMEDY: &str = "Give this process a cgroup in which it may make others (systemd: Delegate=yes, or \
+pub(crate) const REMEDY: &str = "Give this process a cgroup in which it may make others (systemd: Delegate=yes, or \
                       `systemd-run --user --scope -p Delegate=yes COMMAND`; Docker: --privileged or a \
                       writable /sys/fs/cgroup with the controller), or allow it to be missing by this name";
 
@@ -36,16 +36,26 @@ pub fn capabilities(host: &Host) -> Vec<Capability> {
         crate::cgroup::Version::V1 => "v1",
         crate::cgroup::Version::V2 => "v2",
     });
-    let with = |controller: &str| format!("the {controller} controller of cgroup {version}");
+    let moved = match host.v2_home().filter(|home| home.must_leave) {
+        Some(home) => format!(
+            "; while it has a sandbox, this process lives in a group of its own below {}",
+            home.directory.display()
+        ),
+        None => String::new(),
+    };
+    let with = |controller: &str| format!("the {controller} controller of cgroup {version}{moved}");
+    let obstacle = host.v2_obstacle();
+    let why = obstacle.map_or(String::new(), |obstacle| format!(": {}", obstacle.why));
     let without =
-        |controller: &str| format!("no usable {controller} controller (cgroup {version})");
+        |controller: &str| format!("no usable {controller} controller (cgroup {version}){why}");
+    let remedy = obstacle.map_or(REMEDY, |obstacle| &obstacle.remedy);
     let mut by_cgroup = |name, controller: &str, instead: Option<&str>| {
         let (there, how) = match (host.can_use(controller), instead) {
             (true, _) => (true, with(controller)),
             (false, Some(instead)) => (true, instead.to_owned()),
             (false, None) => (false, without(controller)),
         };
-        add(name, there, &how, REMEDY);
+        add(name, there, &how, remedy);
     };
     by_cgroup("memory_bytes", "memory", None);
     let by_user = if is_privileged() {

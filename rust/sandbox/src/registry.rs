@@ -10,14 +10,18 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::cgroup::Host;
+use crate::cgroup::{Host, leaf};
 use crate::error::Step;
 use crate::{Error, Result, sys};
 
 /// The first line of every file: a file with another is not ours to act on.
 const HEAD: &str = "k15core pool 1";
+
+/// Held by who moves this process into a leaf or out of one: its pools share it.
+static MOVES: Mutex<()> = Mutex::new(());
 
 /// A pool's entry.
 pub(crate) struct Entry {
@@ -29,10 +33,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Cleans what dead processes have left, then enters a pool of this process that uses `host`.
-    pub(crate) fn new(host: &Host) -> Result<Self> {
+    /// Cleans what dead processes have left, then enters a pool of this process and makes room for its groups.
+    /// Where those are to be made is the second.
+    pub(crate) fn new() -> Result<(Self, Host)> {
         let directory = directory()?;
         clean_all(&directory);
+        let _moving = MOVES.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = Host::detect()?;
         let identity = Identity::of_this_process()?;
         for number in 0..10_000 {
             let name = format!("k15core-{}-{}-{number}", identity.pid, identity.start);
@@ -46,8 +53,16 @@ impl Entry {
             for own in host.directories() {
                 text += &format!("{}\n", own.join(&name).display());
             }
+            let leaf = host.v2_home().and_then(|home| leaf_below(&home.directory, &name));
+            text += &leaf.as_ref().map_or(String::new(), |leaf| format!("{}\n", leaf.display()));
             file.write_all(text.as_bytes()).step(|| format!("write {}", path.display()))?;
-            return Ok(Self { path, closed: AtomicBool::new(false), name });
+            if let (Some(home), Some(leaf)) = (host.v2_home().filter(|home| home.must_leave), &leaf)
+                && let Err(error) = leaf::enter(home, leaf)
+            {
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
+            return Ok((Self { path, closed: AtomicBool::new(false), name }, host));
         }
         Err(Error::system("enter the pool", std::io::Error::from_raw_os_error(libc::EEXIST)))
     }
@@ -60,9 +75,15 @@ impl Entry {
     /// Removes what the pool has made, which must be empty by now, and its entry. Only the first call does.
     pub(crate) fn close(&self) {
         if !self.closed.swap(true, Ordering::SeqCst) {
+            let _moving = MOVES.lock().unwrap_or_else(PoisonError::into_inner);
             clean(&self.path);
         }
     }
+}
+
+/// The leaf that the process of the pool `name` has in the group `home`, if it has one.
+fn leaf_below(home: &Path, name: &str) -> Option<PathBuf> {
+    leaf::name_for(name).map(|leaf| home.join(leaf))
 }
 
 /// Where entries are: a directory of this user's own.
@@ -173,18 +194,32 @@ fn clean_all(directory: &Path) {
 fn clean(path: &Path) {
     let Ok(text) = fs::read_to_string(path) else { return };
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
-    let mut all = true;
-    for line in text.lines().skip(2) {
-        let pool = Path::new(line);
-        // Nothing but a directory of this pool's own name is ever removed.
-        if !name.starts_with("k15core-") || pool.file_name().is_none_or(|last| last != name) {
-            continue;
-        }
-        all &= remove_group(pool);
-    }
-    if all {
+    let Some(leaf_name) = leaf::name_for(name) else { return };
+    // Nothing but directories of this pool's own names is ever removed.
+    let is_called = |line: &&Path, name: &str| line.file_name().is_some_and(|last| last == name);
+    let lines: Vec<&Path> = text.lines().skip(2).map(Path::new).collect();
+    let pools = lines.iter().filter(|line| is_called(line, name));
+    let is_gone = pools.filter(|pool| !remove_group(pool)).count() == 0;
+    let leaf = lines.iter().find(|line| is_called(line, &leaf_name));
+    let is_shared = || has_sisters(path);
+    let was_shared = is_shared();
+    if is_gone && leaf.is_none_or(|leaf| was_shared || leaf::give_up(leaf, LEAF_TRIES)) {
         let _ = fs::remove_file(path);
     }
+    // Of several that end at once each may have seen the others.
+    if let Some(leaf) = leaf.filter(|_| was_shared && !is_shared()) {
+        leaf::give_up(leaf, LEAF_TRIES);
+    }
+}
+
+/// How often it is tried to give up a leaf. A group of somebody else's may stay beside it for ever.
+const LEAF_TRIES: usize = 20;
+
+/// Whether other pools of the same process are entered beside the one at `path`.
+fn has_sisters(path: &Path) -> bool {
+    let leaf = |path: &Path| leaf::name_for(path.file_name()?.to_str()?);
+    let entries = path.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|other| other != path && leaf(&other) == leaf(path))
 }
 
 /// Kills what is in a group of ours and in those below it and removes them; says whether they are gone.

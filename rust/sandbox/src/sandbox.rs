@@ -124,8 +124,7 @@ impl Sandbox {
     /// [`Error::InvalidInput`] for options that make no sense, [`Error::SlotBroken`] with the spawner's
     /// words if a slot cannot be made.
     pub fn open(options: &Options) -> Result<Self> {
-        let host = Host::detect()?;
-        let capabilities = capability::capabilities(&host);
+        let capabilities = capability::capabilities(&Host::detect()?);
         capability::require(&capabilities, &options.allow_unenforced)?;
         let default_limits = options.limits.apply(&Limits::default())?;
         let (root, image_environment) = options.root.unpacked(options.image_cache.as_deref())?;
@@ -136,47 +135,15 @@ impl Sandbox {
             let expected = "the spawner's binary (`make build` makes it)";
             return Err(Error::invalid("spawner", options.spawner.display(), expected));
         }
-        let entry = registry::Entry::new(&host)?;
-        let janitor = Janitor::start(&options.spawner, entry.path())?;
-        let is_privileged = capability::is_privileged();
-        let users = Arc::new(if is_privileged {
-            Users::of_process(std::process::id())
-        } else {
-            Users::of_ordinary_user()
-        });
-        if options.writable_root && !is_privileged {
-            return Err(Error::Missing {
-                what: "root, which a root that runs can write to needs",
-                remedy: "Run it as root, or without writable_root",
-            });
-        }
-        let name = entry.name.clone();
-        let spawner = options.spawner.clone();
-        let runner: Box<dyn Runner> = match options.runner.as_str() {
-            "auto" | "direct" => Box::new(Direct::new(spawner, plan, host, name, users)),
-            name if RUNNERS.contains(&name) && !is_privileged => {
-                return Err(Error::Missing {
-                    what: "root, which every runner but direct needs",
-                    remedy: "Run it as root, or with runner auto or direct",
-                });
-            }
-            "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
-            "crun-plain" => Box::new(Crun::new(spawner, plan, host, name, users)?.plain()),
-            "warm" if options.writable_root => {
-                let expected =
-                    "false: a warm interpreter has opened files of the root that is there";
-                return Err(Error::invalid("writable_root", true, expected));
-            }
-            "warm" => {
-                let direct = Direct::new(spawner, plan, host, name, users);
-                Box::new(Warm::new(direct, warmth(&languages, options, &environment)?))
-            }
-            other => {
-                let expected = format!("one of auto, {}", RUNNERS.join(", "));
-                return Err(Error::invalid("runner", format!("{other:?}"), expected));
-            }
-        };
-        let pool = Pool::open(runner, options.least_slots, options.slots)?;
+        let (entry, host) = registry::Entry::new()?;
+        let janitor =
+            Janitor::start(&options.spawner, entry.path()).inspect_err(|_| entry.close())?;
+        let pool = runner(options, plan, host, entry.name.clone(), &languages, &environment)
+            .and_then(|runner| Pool::open(runner, options.least_slots, options.slots))
+            .inspect_err(|_| {
+                entry.close();
+                janitor.dismiss();
+            })?;
         let (limits, compiled) = (options.limits.clone(), Cache::default());
         Ok(Self {
             pool,
@@ -347,6 +314,53 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// The runner that `options` ask for, whose slots' groups are called `name` on `host`.
+fn runner(
+    options: &Options,
+    plan: Plan,
+    host: Host,
+    name: String,
+    languages: &Languages,
+    environment: &[String],
+) -> Result<Box<dyn Runner>> {
+    let is_privileged = capability::is_privileged();
+    let users = Arc::new(if is_privileged {
+        Users::of_process(std::process::id())
+    } else {
+        Users::of_ordinary_user()
+    });
+    if options.writable_root && !is_privileged {
+        return Err(Error::Missing {
+            what: "root, which a root that runs can write to needs",
+            remedy: "Run it as root, or without writable_root",
+        });
+    }
+    let spawner = options.spawner.clone();
+    Ok(match options.runner.as_str() {
+        "auto" | "direct" => Box::new(Direct::new(spawner, plan, host, name, users)),
+        other if RUNNERS.contains(&other) && !is_privileged => {
+            return Err(Error::Missing {
+                what: "root, which every runner but direct needs",
+                remedy: "Run it as root, or with runner auto or direct",
+            });
+        }
+        "crun" => Box::new(Crun::new(spawner, plan, host, name, users)?),
+        "crun-plain" => Box::new(Crun::new(spawner, plan, host, name, users)?.plain()),
+        "warm" if options.writable_root => {
+            let expected = "false: a warm interpreter has opened files of the root that is there";
+            return Err(Error::invalid("writable_root", true, expected));
+        }
+        "warm" => {
+            let direct = Direct::new(spawner, plan, host, name, users);
+            Box::new(Warm::new(direct, warmth(languages, options, environment)?))
+        }
+        other => {
+            let expected = format!("one of auto, {}", RUNNERS.join(", "));
+            return Err(Error::invalid("runner", format!("{other:?}"), expected));
+        }
+    })
 }
 
 /// The languages of `options`, with the tools that `plan` shows.

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::v2::home::{self, Home, Obstacle};
 use crate::error::Step;
 use crate::{Result, sys};
 
@@ -20,13 +21,29 @@ pub enum Version {
 /// The controllers that the crate uses.
 pub const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
 
-/// What was found. For v1, the directory of this process's own cgroup by controller; for v2, that of
-/// the unified hierarchy with the controllers that it offers there.
+/// What was found. For v1, the directory of this process's own cgroup by controller; for v2, where in the
+/// unified hierarchy groups can be made, with the controllers that there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
     v1: BTreeMap<String, PathBuf>,
-    v2: Option<PathBuf>,
-    v2_controllers: Vec<String>,
+    v2: Option<Unified>,
+}
+
+/// The unified hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unified {
+    home: std::result::Result<Home, Obstacle>,
+    controllers: Vec<String>,
+}
+
+impl Unified {
+    /// What a process in the group `own` finds in the hierarchy mounted at `top`.
+    fn look(own: &Path, top: &Path) -> Self {
+        let home = home::find(own, top);
+        let at = home.as_ref().map_or(own, |home| &home.directory);
+        let controllers = home::words(at, "cgroup.controllers");
+        Self { home, controllers }
+    }
 }
 
 impl Host {
@@ -66,15 +83,9 @@ impl Host {
             let [kind, _, options, ..] = tail.as_slice() else { continue };
             match *kind {
                 "cgroup2" => {
-                    let directory = own("").map(|path| locate(target, root, &path));
-                    if let Some(directory) = directory {
-                        let listed = fs::read_to_string(directory.join("cgroup.controllers"));
-                        host.v2_controllers = listed
-                            .unwrap_or_default()
-                            .split_whitespace()
-                            .map(str::to_owned)
-                            .collect();
-                        host.v2 = Some(directory);
+                    if let Some(path) = own("") {
+                        let top = locate(target, root, root);
+                        host.v2 = Some(Unified::look(&locate(target, root, &path), &top));
                     }
                 }
                 "cgroup" => {
@@ -90,15 +101,17 @@ impl Host {
         host
     }
 
-    /// The generation whose controllers are used: v2 if it has memory, else v1 if it has any.
+    /// The generation whose controllers are used: v1 if it has any and v2 has not memory.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
-        if self.v2.is_some() && self.v2_controllers.iter().any(|name| name == "memory") {
-            Some(Version::V2)
-        } else if self.v1.is_empty() {
-            None
-        } else {
-            Some(Version::V1)
+        match &self.v2 {
+            Some(v2)
+                if self.v1.is_empty() || v2.controllers.iter().any(|name| name == "memory") =>
+            {
+                Some(Version::V2)
+            }
+            _ if self.v1.is_empty() => None,
+            _ => Some(Version::V1),
         }
     }
 
@@ -108,7 +121,8 @@ impl Host {
         match self.version() {
             // On v2 every group counts its processor time, with or without the controller.
             Some(Version::V2) => {
-                controller == "cpuacct" || self.v2_controllers.iter().any(|name| name == controller)
+                let v2 = self.v2.iter().flat_map(|v2| &v2.controllers);
+                controller == "cpuacct" || v2.into_iter().any(|name| name == controller)
             }
             Some(Version::V1) => self.v1.contains_key(controller),
             None => false,
@@ -118,19 +132,19 @@ impl Host {
     /// Whether `controller` can be had and groups can be made there.
     #[must_use]
     pub fn can_use(&self, controller: &str) -> bool {
-        let directory = match self.version() {
-            Some(Version::V1) => self.v1_directory(controller),
-            Some(Version::V2) => self.v2_directory(),
-            None => None,
-        };
-        self.has(controller) && directory.is_some_and(may_write)
+        self.has(controller)
+            && match self.version() {
+                Some(Version::V1) => self.v1_directory(controller).is_some_and(may_write),
+                Some(Version::V2) => self.v2_home().is_some(),
+                None => false,
+            }
     }
 
-    /// This process's own group in every hierarchy that is used, each once.
+    /// The group below which groups are made, in every hierarchy that is used, each once.
     pub(crate) fn directories(&self) -> Vec<&Path> {
         let mut all: Vec<&Path> = match self.version() {
             Some(Version::V1) => self.v1.values().map(PathBuf::as_path).collect(),
-            Some(Version::V2) => self.v2.iter().map(PathBuf::as_path).collect(),
+            Some(Version::V2) => self.v2_home().map(|home| &*home.directory).into_iter().collect(),
             None => Vec::new(),
         };
         all.sort_unstable();
@@ -144,10 +158,18 @@ impl Host {
         self.v1.get(controller).map(PathBuf::as_path)
     }
 
-    /// This process's own group in the v2 hierarchy.
+    /// Where groups can be made on v2, if it is used.
     #[must_use]
-    pub fn v2_directory(&self) -> Option<&Path> {
-        self.v2.as_deref()
+    pub fn v2_home(&self) -> Option<&Home> {
+        let v2 = self.v2.as_ref().filter(|_| self.version() == Some(Version::V2))?;
+        v2.home.as_ref().ok()
+    }
+
+    /// What keeps groups from being made on v2, if it is used and something does.
+    #[must_use]
+    pub fn v2_obstacle(&self) -> Option<&Obstacle> {
+        let v2 = self.v2.as_ref().filter(|_| self.version() == Some(Version::V2))?;
+        v2.home.as_ref().err()
     }
 }
 

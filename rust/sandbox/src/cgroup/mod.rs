@@ -10,8 +10,9 @@
 //! put into the slot's groups once and every run is born there. On v2 the spawner stays outside and
 //! runs are born inside by `CLONE_INTO_CGROUP`.
 //!
-//! Only directories that were made here are written to or removed. They lie below the cgroup of this
-//! process, so that whoever limits us limits our runs.
+//! Only directories that were made here are removed, and only their limits are set. They lie below the cgroup
+//! of this process, so that whoever limits us limits our runs; on v2 that group has to be made to hand its
+//! controllers down, and this process to leave it for a leaf of it (see [`v2::home`]).
 
 pub mod control_file;
 pub mod host;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use crate::{Limits, Result};
 pub use host::{Host, Version};
+pub(crate) use v2::leaf;
 
 /// What the kernel counted for a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,12 +120,12 @@ impl Group {
                 let controllers = v1::controllers(&directories)?;
                 (Home::V1(directories), controllers)
             }
-            Some(Version::V2) => {
+            Some(Version::V2) if host.v2_home().is_some() => {
                 let directory = v2::Directory::create(host, parent, name)?;
                 let controllers = v2::controllers(&directory)?;
                 (Home::V2(directory), controllers)
             }
-            None => (Home::Nowhere, Vec::new()),
+            _ => (Home::Nowhere, Vec::new()),
         };
         Ok(Self { controllers, home })
     }

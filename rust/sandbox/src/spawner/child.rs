@@ -49,6 +49,8 @@ pub(super) struct Init<'a> {
     pub(super) spawner: BorrowedFd<'a>,
     /// The run's file system, detached.
     pub(super) files: BorrowedFd<'a>,
+    /// Whether it starts in a cgroup that is not its parent's, and makes a namespace with that as the root.
+    pub(super) is_in_new_cgroup: bool,
     /// The run's root, where it can write to it.
     pub(super) overlay: Option<&'a Overlay>,
     /// For the program's process until its exec.
@@ -104,6 +106,9 @@ fn set_up(call: &mut Init<'_>) -> Result<(), Errno> {
         return Err(Errno(libc::ESRCH));
     }
     call.program.report.enter(Stage::Mount);
+    if call.is_in_new_cgroup {
+        process::unshare(libc::CLONE_NEWCGROUP)?;
+    }
     if let Some(overlay) = call.overlay {
         return overlay.enter(call.files);
     }

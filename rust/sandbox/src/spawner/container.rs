@@ -50,14 +50,17 @@ pub(super) struct Container {
 }
 
 impl Container {
-    /// Reads what the slot says and moves this process into the runtime's world; `None` if the message is
-    /// cut. The second is the file that counts the sockets of the slot's network namespace.
-    pub(super) fn set_up(reader: &mut Reader<'_>) -> Option<Result<(Self, OwnedFd)>> {
+    /// Reads what the slot says and moves this process, which `is_outside` of its runs' cgroup, into the
+    /// runtime's world; `None` if the message is cut. The second is the file that counts the sockets of the slot's network namespace.
+    pub(super) fn set_up(
+        reader: &mut Reader<'_>,
+        is_outside: bool,
+    ) -> Option<Result<(Self, OwnedFd)>> {
         let (root, world) = (Plan::read(reader)?, Plan::read(reader)?);
         let runtime = reader.string()?.to_str().ok()?;
         let arguments: Vec<CString> = reader.strings()?.into_iter().map(CString::from).collect();
         let (config, key) = (reader.string()?, reader.long()?);
-        let made = make_world(&root, &world, Path::new(runtime), config.to_bytes());
+        let made = make_world(&root, &world, Path::new(runtime), config.to_bytes(), is_outside);
         Some(made.and_then(|(runtime, sockets)| {
             let overlay = root.is_writable.then(|| Overlay::new(&root, BUNDLE)).transpose()?;
             Ok((Self { runtime, arguments, key, overlay, runs: 0 }, sockets))

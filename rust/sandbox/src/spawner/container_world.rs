@@ -24,15 +24,16 @@ pub(crate) const RUN_TMP: &str = "/bundle/tree/tmp";
 pub(super) const RUN_FILES: &CStr = c"/bundle/tree/tmp";
 
 /// Moves this process into a root made by `world` for the runtime, with a bundle of the run's root, made
-/// by `root`, and of `config` in it. Returns the runtime as a sealed copy, and the file that counts the
+/// by `root`, and of `config` in it. `is_outside`: of its runs' cgroup. Returns the runtime as a sealed copy, and the file that counts the
 /// sockets of the slot's network namespace.
 pub(super) fn make_world(
     root: &Plan,
     world: &Plan,
     runtime: &Path,
     config: &[u8],
+    is_outside: bool,
 ) -> Result<(OwnedFd, OwnedFd)> {
-    let sockets = setup::make_namespaces()?;
+    let sockets = setup::make_namespaces(is_outside)?;
     setup::limit_all_runs()?;
     process::adopt_orphans().step(|| "adopt orphans".into())?;
     // All that is the host's is taken before the staging directory hides anything.

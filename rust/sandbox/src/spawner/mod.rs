@@ -150,7 +150,7 @@ impl Spawner<'_> {
                 let Some(has_zygotes) = reader.byte() else { return Ok(None) };
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
-                let made = setup::become_slot(&plan, has_zygotes != 0);
+                let made = setup::become_slot(&plan, has_zygotes != 0, self.cgroup.is_some());
                 let made = made.and_then(|sockets| {
                     self.sockets = Some(sockets);
                     self.is_overlaid = plan.is_writable;
@@ -162,7 +162,9 @@ impl Spawner<'_> {
             Some(CONFIGURE_CONTAINER) => {
                 let [cgroup, ..] = descriptors;
                 self.cgroup = cgroup;
-                let Some(made) = Container::set_up(&mut reader) else { return Ok(None) };
+                let Some(made) = Container::set_up(&mut reader, self.cgroup.is_some()) else {
+                    return Ok(None);
+                };
                 let made = made.map(|(container, sockets)| {
                     self.is_overlaid = container.is_overlaid();
                     self.container = Some(container);
@@ -327,6 +329,7 @@ impl Spawner<'_> {
         let mut init = Init {
             spawner: self.own_pidfd.as_fd(),
             files: mount.as_fd(),
+            is_in_new_cgroup: cgroup.is_some(),
             overlay: self.overlay.as_ref(),
             stack: program_stack,
             program: Program { order, standard, report: &report },

@@ -36,25 +36,25 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 ];
 
 /// Makes this process a slot's spawner: afterwards it sees only the slot's root and may do only what
-/// runs need. With `has_zygotes`, interpreters that it starts may do the same. Returns the file that counts
-/// the sockets of the slot's network namespace.
-pub(super) fn become_slot(plan: &Plan, has_zygotes: bool) -> Result<OwnedFd> {
-    let sockets = make_namespaces()?;
+/// runs need. With `has_zygotes`, interpreters that it starts may do the same. `is_outside`: of its runs'
+/// cgroup. Returns the file that counts the sockets of the slot's network namespace.
+pub(super) fn become_slot(plan: &Plan, has_zygotes: bool, is_outside: bool) -> Result<OwnedFd> {
+    let sockets = make_namespaces(is_outside)?;
     limit_all_runs()?;
     make_root(plan)?;
     drop_privileges(has_zygotes, plan.is_writable)?;
     Ok(sockets)
 }
 
-/// Makes the namespaces that all runs of a slot share, or that its root is made in. Returns the file that
-/// counts the sockets of the slot's network namespace.
-pub(super) fn make_namespaces() -> Result<OwnedFd> {
-    let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWCGROUP;
-    process::unshare(namespaces).step(|| "make the slot's namespaces".into())?;
+/// Makes the namespaces that all runs of a slot share, or that its root is made in. A cgroup namespace is among
+/// them if this process lives in its runs' cgroup. If it `is_outside`, runs make one of their own: nobody
+/// starts a process in a cgroup that its namespace does not have. Returns the file that counts the sockets of
+/// the slot's network namespace.
+pub(super) fn make_namespaces(is_outside: bool) -> Result<OwnedFd> {
+    let namespaces =
+        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+    let groups = if is_outside { 0 } else { libc::CLONE_NEWCGROUP };
+    process::unshare(namespaces | groups).step(|| "make the slot's namespaces".into())?;
     mount::make_all_private().step(|| "make mounts private".into())?;
     process::set_host_name("sandbox").step(|| "name the host".into())?;
     let sockets = fs::File::open("/proc/self/net/sockstat").step(|| "open sockstat".into())?;

@@ -53,10 +53,9 @@ const TEXT: &str = include_str!("zygote.py");
 /// How long a zygote may take to import what it is to hold.
 const SETUP_TIME: Duration = Duration::from_secs(60);
 
-/// What is made for every run: an ipc namespace too, as the zygote cannot be moved out of one that was used,
-/// and a cgroup namespace, as the zygote is moved into the slot's group only after it was started.
-const FRESH: i32 =
-    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+/// What is made for every run: an ipc namespace too, as the zygote cannot be moved out of one that was used.
+/// A cgroup namespace comes with it, as the zygote is moved into the slot's group only after it was started.
+const FRESH: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
 
 /// How zygotes are made: the content of a [`crate::protocol::WARM`] message.
 pub(super) struct Recipe {

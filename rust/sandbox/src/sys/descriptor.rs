@@ -306,6 +306,18 @@ pub fn duplicate(descriptor: BorrowedFd<'_>) -> Result<OwnedFd> {
     unsafe { syscall(libc::SYS_fcntl, arguments) }.map(own)
 }
 
+/// Whether the file at `path` has the extended attribute `name` with the value `value`, of at most 16 bytes.
+#[must_use]
+pub fn has_attribute(path: &CStr, name: &CStr, value: &[u8]) -> bool {
+    let mut found = [0_u8; 16];
+    let buffer = found.as_mut_ptr() as usize;
+    let arguments = [path.as_ptr() as usize, name.as_ptr() as usize, buffer, found.len(), 0, 0];
+    // SAFETY: both names end in NUL; the kernel writes at most as many bytes as `found` has. All outlive the
+    // call.
+    let length = unsafe { syscall(libc::SYS_getxattr, arguments) };
+    length.is_ok_and(|length| found.get(..length) == Some(value))
+}
+
 /// Whether this process may write to what is at `path`.
 #[must_use]
 pub fn may_write(path: &CStr) -> bool {

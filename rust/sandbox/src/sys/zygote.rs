@@ -274,15 +274,17 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, length) }
 }
 
-/// Code and page as the interpreter maps them. Runs get `namespaces` (`CLONE_NEW*`) of their own, and start
-/// in the cgroup behind [`CGROUP`] if `in_cgroup`.
+/// Code and page as the interpreter maps them. Runs get `namespaces` (`CLONE_NEW*`) of their own and a cgroup
+/// namespace, and start in the cgroup behind [`CGROUP`] if `in_cgroup`.
 #[must_use]
 pub fn image(namespaces: i32, in_cgroup: bool) -> Vec<u8> {
     const CLONE_INTO_CGROUP: u64 = 1 << 33;
     let key = setup_key() as u64;
     let mut page = Page([0; PAGE_BYTES]);
 
-    let flags = (libc::CLONE_VM | libc::CLONE_VFORK | namespaces) as u32 as u64;
+    // The root of one that comes with the process is its parent's cgroup.
+    let groups = if in_cgroup { 0 } else { libc::CLONE_NEWCGROUP };
+    let flags = (libc::CLONE_VM | libc::CLONE_VFORK | namespaces | groups) as u32 as u64;
     let into = if in_cgroup { CLONE_INTO_CGROUP } else { 0 };
     // struct clone_args: flags, three pointers, the signal, the stack, and from the third on what is unused.
     let arguments = [
@@ -321,10 +323,12 @@ pub fn image(namespaces: i32, in_cgroup: bool) -> Vec<u8> {
         (Stage::Guard, libc::SYS_poll, [PAGE_AT + POLL, 1, 0, 0, 0, 0]),
         (Stage::Mount, libc::SYS_move_mount, [FILES as u64, nothing, here, files, whole, key]),
         (Stage::Mount, libc::SYS_mount, [kind, target, kind, mount_flags, options, key]),
+        (Stage::Mount, libc::SYS_unshare, [libc::CLONE_NEWCGROUP as u64, 0, 0, 0, 0, key]),
     ];
+    let calls = calls.iter().take(if in_cgroup { calls.len() } else { calls.len() - 1 });
     page.put(COUNT, calls.len() as u64);
     let mut at = CALLS;
-    for (stage, number, arguments) in calls {
+    for &(stage, number, arguments) in calls {
         page.put(at, number as u64);
         for (place, argument) in (1..).zip(arguments) {
             page.put(at + 8 * place, argument);
@@ -427,6 +431,6 @@ mod tests {
         assert!(code().len() < PAGE_BYTES);
         assert!(split_offset() < code().len() as u64);
         assert_eq!(image(libc::CLONE_NEWPID, false).len() as u64, 2 * PAGE_SIZE);
-        const { assert!(TEXT + 40 < CALLS && CALLS + 4 * 72 < PAGE_SIZE) };
+        const { assert!(TEXT + 40 < CALLS && CALLS + 5 * 72 < PAGE_SIZE) };
     }
 }

@@ -1,6 +1,8 @@
 //! cgroup v2: one directory for all controllers.
 
 mod cpu;
+pub mod home;
+pub(crate) mod leaf;
 mod memory;
 mod pids;
 
@@ -14,6 +16,9 @@ use super::host::Host;
 use crate::error::Step;
 use crate::{Error, Result};
 
+/// The controllers that are handed down. Processor time is counted without one.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
 /// A slot's directory, open for starting runs in it.
 pub(super) struct Directory {
     path: PathBuf,
@@ -22,12 +27,12 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) fn create(host: &Host, parent: &str, name: &str) -> Result<Self> {
-        let own = host.v2_directory().ok_or_else(|| {
-            Error::system("find the cgroup of this process", std::io::Error::from_raw_os_error(2))
+        let home = host.v2_home().ok_or_else(|| {
+            Error::system("find a cgroup for the slots", std::io::Error::from_raw_os_error(2))
         })?;
-        let pool = own.join(parent);
+        let pool = home.directory.join(parent);
         fs::create_dir_all(&pool).step(|| format!("make {}", pool.display()))?;
-        enable(own)?;
+        enable(&home.directory)?;
         enable(&pool)?;
         let path = pool.join(name);
         fs::create_dir_all(&path).step(|| format!("make {}", path.display()))?;
@@ -59,17 +64,9 @@ impl Directory {
 /// Hands the controllers that are there down to the groups below `directory`.
 fn enable(directory: &Path) -> Result<()> {
     let file = directory.join("cgroup.subtree_control");
-    let read = |path: &Path| fs::read_to_string(path).step(|| format!("read {}", path.display()));
-    let offered = read(&directory.join("cgroup.controllers"))?;
-    let enabled = read(&file)?;
-    for name in ["memory", "pids", "cpu"] {
-        let has = |list: &str| list.split_whitespace().any(|each| each == name);
-        if has(&offered) && !has(&enabled) {
-            fs::write(&file, format!("+{name}"))
-                .step(|| format!("enable {name} in {}", file.display()))?;
-        }
-    }
-    Ok(())
+    home::missing(directory).into_iter().try_for_each(|name| {
+        fs::write(&file, format!("+{name}")).step(|| format!("enable {name} in {}", file.display()))
+    })
 }
 
 pub(super) fn controllers(directory: &Directory) -> Result<Vec<Box<dyn Controller>>> {

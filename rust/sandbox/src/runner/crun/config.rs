@@ -17,11 +17,11 @@ pub(super) enum Extent {
 }
 
 /// The configuration of every run of a slot whose filter knows init by `key`, with a root that runs can
-/// write to if `is_writable`.
+/// write to if `is_writable`. `in_cgroup`: crun is started in the run's cgroup, from outside of it.
 ///
 /// /tmp lies in the root already when crun is started. Limits and the user are set by the container's init,
 /// since they differ from run to run.
-pub(super) fn config(key: u64, is_writable: bool, extent: Extent) -> String {
+pub(super) fn config(key: u64, is_writable: bool, in_cgroup: bool, extent: Extent) -> String {
     let capabilities: Vec<&str> = CAPABILITIES.iter().map(|&(name, _)| name).collect();
     let filter = seccomp::compile(seccomp::RULES, key);
     let mut config = json!({
@@ -48,6 +48,8 @@ pub(super) fn config(key: u64, is_writable: bool, extent: Extent) -> String {
         namespaces.extend(["uts", "network", "cgroup"]);
         mounts.extend(devices());
         config["hostname"] = "sandbox".into();
+    } else if in_cgroup {
+        namespaces.push("cgroup");
     }
     let namespaces: Vec<Value> = namespaces.iter().map(|kind| json!({ "type": kind })).collect();
     config["linux"] = json!({ "namespaces": namespaces });
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_filter_is_in_the_annotation_as_the_kernel_takes_it() {
-        let config: Value = serde_json::from_str(&config(7, false, Extent::Least)).unwrap();
+        let config: Value = serde_json::from_str(&config(7, false, false, Extent::Least)).unwrap();
         let data = config["annotations"]["run.oci.seccomp_bpf_data"].as_str().unwrap();
         let filter = seccomp::compile(seccomp::RULES, 7);
         assert_eq!(data.len(), (filter.len() * 8).div_ceil(3) * 4);
@@ -125,9 +127,10 @@ mod tests {
 
     #[test]
     fn a_full_container_shares_no_namespace_and_has_the_same_walls() {
-        let read = |extent| serde_json::from_str::<Value>(&config(7, false, extent)).unwrap();
+        let read = |extent| serde_json::from_str::<Value>(&config(7, false, true, extent)).unwrap();
         let (least, full) = (read(Extent::Least), read(Extent::Full));
         assert_eq!(full["linux"]["namespaces"].as_array().unwrap().len(), 6);
+        assert_eq!(least["linux"]["namespaces"].as_array().unwrap().len(), 4);
         assert_eq!(full["mounts"][0], least["mounts"][0]);
         for same in ["process", "root", "annotations"] {
             assert_eq!(full[same], least[same], "{same}");

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use config::Extent;
 
 use super::{Runner, RunnerSlot, Users};
-use crate::cgroup::{Group, Host};
+use crate::cgroup::{Group, Host, Placement};
 use crate::error::Step;
 use crate::rootfs::Plan;
 use crate::slot::{Request, Runtime, Slot};
@@ -64,7 +64,8 @@ impl Crun {
         Self { extent: Extent::Full, ..self }
     }
 
-    fn runtime(&self) -> Result<Runtime> {
+    fn runtime(&self, group: &Group) -> Result<Runtime> {
+        let in_cgroup = matches!(group.placement(), Placement::Into(_));
         let key = sys::process::random_words().step(|| "draw the setup key".into())?[0];
         let words = [
             "crun",
@@ -81,7 +82,7 @@ impl Crun {
             world: Plan::for_runtime(),
             path: self.crun.clone(),
             arguments: words.map(str::to_owned).to_vec(),
-            config: config::config(key, self.plan.is_writable, self.extent),
+            config: config::config(key, self.plan.is_writable, in_cgroup, self.extent),
             key,
         })
     }
@@ -101,7 +102,8 @@ impl Runner for Crun {
 
     fn open(&self, number: u64) -> Result<Box<dyn RunnerSlot>> {
         let group = Group::create(&self.host, &self.pool_name, &format!("slot-{number}"))?;
-        let slot = Slot::open(&self.spawner, &self.plan, group, Some(self.runtime()?))?;
+        let runtime = self.runtime(&group)?;
+        let slot = Slot::open(&self.spawner, &self.plan, group, Some(runtime))?;
         Ok(Box::new(CrunSlot { slot, users: Arc::clone(&self.users) }))
     }
 }
