@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,25 +34,18 @@ def need() -> None:
         pytest.skip("run as root: these tests are then run again as another user")
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is missing: apt install util-linux")
-    if not _python():
+    if not python():
         pytest.skip(f"an ordinary user cannot run {sys.executable}: apt install python3 (>= 3.11)")
 
 
 def run(*words: str, delegated: bool) -> subprocess.CompletedProcess[str]:
     """`pytest WORDS` as the user, in a folder like the repository's."""
-    with _copy() as folder, _groups(delegated) as groups, _no_registry():
-        environment = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(folder),
-            "PYTHONPATH": f"{folder / 'python'}:{folder / 'site'}",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        }
+    with copy() as folder, _groups(delegated) as groups:
         enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
-        command = [*DROP, _python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+        command = [*DROP, python(), "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
         return subprocess.run(
             ["sh", "-ec", f'{enter}cd {folder}; exec "$@"', "sh", *command],
-            env=environment,
+            env=environment(folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -66,8 +59,19 @@ def can_delegate() -> bool:
     return len(_own_groups()) == len(CONTROLLERS)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """What the user's Python is started with in a copy."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(folder),
+        "PYTHONPATH": f"{folder / 'python'}:{folder / 'site'}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+
+
 @cache
-def _python() -> str:
+def python() -> str:
     """A Python that the user can run; empty if there is none."""
     check = "import sys, sqlite3, asyncio; sys.exit(sys.version_info < (3, 11))"
     for python in (sys.executable, os.path.realpath(sys.executable), "/usr/bin/python3"):
@@ -79,8 +83,14 @@ def _python() -> str:
 
 
 @contextmanager
-def _copy() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="k15-user-") as name:
+def copy() -> Iterator[Path]:
+    """A folder with the package and the tests. In the end the user's registry is removed too."""
+    registry = Path(f"/tmp/k15core-{USER}")
+    with (
+        ExitStack() as last,
+        tempfile.TemporaryDirectory(prefix="k15-user-") as name,
+    ):
+        last.callback(shutil.rmtree, registry, ignore_errors=True)
         folder = Path(name)
         shutil.copytree(ROOT / "python", folder / "python")
         shutil.copytree(ROOT / "tests", folder / "tests")
@@ -94,15 +104,6 @@ def _copy() -> Iterator[Path]:
         (folder / "pytest.ini").write_text("[pytest]\npythonpath = tests\nfilterwarnings = error\n")
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         yield folder
-
-
-@contextmanager
-def _no_registry() -> Iterator[None]:
-    """Nothing is left of the folder in which the user's pools are entered."""
-    try:
-        yield
-    finally:
-        shutil.rmtree(f"/tmp/k15core-{USER}", ignore_errors=True)
 
 
 def _own_groups() -> list[Path]:

@@ -1,4 +1,4 @@
-"""How much longer things may take where tests run on a machine that is slow, such as an emulated one."""
+"""How much longer things may take where tests run on a slow machine, such as an emulated one."""
 
 from __future__ import annotations
 
