@@ -51,6 +51,8 @@ int main(void) {
   must(mount("cgroup2", "sys/fs/cgroup", "cgroup2", 0, "nsdelegate"), "cgroup v2");
   const char *fresh[] = {"run", "tmp", NULL};
   for (int i = 0; fresh[i]; i++) must(mount("tmpfs", fresh[i], "tmpfs", 0, "mode=1777"), fresh[i]);
+  // As the first of all roots: a process in a mere chroot would see paths that begin at the old one.
+  must(mount(".", "/", NULL, MS_MOVE, NULL), "the new root");
   must(chroot("."), "chroot");
   if (fork() == 0) {
     setsid();

@@ -66,6 +66,9 @@ import json, os, subprocess, sys, time
 from k15core.errors import SandboxError
 from k15core.sandbox import Limits, Sandbox, examine
 told = {}
+def sleeper():
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(["sleep", "1000"], stdout=nowhere, stderr=nowhere)
 def own(pid="self"):
     return open(f"/proc/{pid}/cgroup").read().strip().removeprefix("0::")
 def try_it(sandbox):
@@ -102,7 +105,7 @@ def told(process: subprocess.Popen[str]) -> dict[str, object]:
 
 def test_a_process_alone_in_its_group_moves_and_moves_back(group: Path) -> None:
     source = """
-child = subprocess.Popen(["sleep", "1000"])
+child = sleeper()
 told["how"] = {each.name: each.how for each in examine().capabilities}["memory_bytes"]
 told["before"] = own()
 first, second = Sandbox(slots=1), Sandbox(slots=1)
@@ -158,7 +161,7 @@ told["own"] = own()
 def test_a_killed_process_leaves_the_group_as_it_was(group: Path) -> None:
     source = """
 sandbox = Sandbox(slots=2, least_slots=2)
-child = subprocess.Popen(["sleep", "1000"])
+child = sleeper()
 print(child.pid, flush=True)
 sandbox.run("sleep 1000", language="bash", limits=Limits(wall_seconds=1000))
 """

@@ -25,8 +25,8 @@ impl Memory {
         if directory.join("memory.swap.max").exists() {
             ControlFile::open(directory, "memory.swap.max", true)?.write("0")?;
         }
-        // One process killed for want of memory takes the whole run with it.
-        ControlFile::open(directory, "memory.oom.group", true)?.write("1")?;
+        // memory.oom.group stays 0: it would kill init, and with it the spawner, which is not in the group
+        // but shares init's memory. A single process that shares its memory so is never chosen.
         let peak = ControlFile::open(directory, "memory.peak", true)
             .or_else(|_| ControlFile::open(directory, "memory.peak", false))
             .ok();
@@ -90,7 +90,6 @@ mod tests {
         let fake = Fake::new(&[
             ("memory.max", ""),
             ("memory.swap.max", ""),
-            ("memory.oom.group", ""),
             ("memory.events", "low 0\noom 1\noom_kill 1\n"),
             ("memory.current", "4096\n"),
             ("memory.peak", ""),
@@ -100,7 +99,6 @@ mod tests {
         memory.begin().unwrap();
         assert_eq!(fake.read("memory.max"), "67108864");
         assert_eq!(fake.read("memory.swap.max"), "0");
-        assert_eq!(fake.read("memory.oom.group"), "1");
         fake.write("memory.events", "low 0\noom 2\noom_kill 3\n");
         fake.write("memory.peak", "12288\n");
         let mut usage = Usage::default();
