@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD work=$PWD/target/v2
+[ $# -gt 0 ] || set -- tests/attacks tests/integration/test_{sandbox,cgroup_v2,soak}.py -k "direct or cgroup_v2"
 for tool in qemu-system-x86_64 gcc cpio apt-get; do
   command -v $tool >/dev/null || { echo "missing: $tool. Debian: apt install qemu-system-x86 gcc cpio" >&2; exit 2; }
 done
@@ -29,7 +30,7 @@ cat >"$work/run" <<RUN
 export HOME=/root PATH=$PATH PYTHONPATH=$here/python PYTHONDONTWRITEBYTECODE=1 TERM=dumb
 cd $here
 echo "k15-v2: kernel \$(uname -r), controllers \$(cat /sys/fs/cgroup/cgroup.controllers)"
-.venv/bin/python -m pytest -q -p no:cacheprovider -rf --tb=line --timeout=900 --durations=10 ${*:-tests/attacks tests/integration/test_sandbox.py tests/integration/test_soak.py -k direct}
+.venv/bin/python -m pytest -q -p no:cacheprovider -rf --tb=line --timeout=900 --durations=10 $(printf '%q ' "$@")
 echo "k15-v2: pytest ended with \$?"
 RUN
 # boot ACCELERATOR SECONDS WORD...: the machine's console.

@@ -47,6 +47,11 @@ impl Entry {
             let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
             let mut file = match opened {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    // Whoever has left the directory empty has removed it.
+                    self::directory()?;
+                    continue;
+                }
                 opened => opened.step(|| format!("make {}", path.display()))?,
             };
             let mut text = format!("{HEAD}\n{}\n", identity.line());
@@ -205,6 +210,8 @@ fn clean(path: &Path) {
     let was_shared = is_shared();
     if is_gone && leaf.is_none_or(|leaf| was_shared || leaf::give_up(leaf, LEAF_TRIES)) {
         let _ = fs::remove_file(path);
+        // Only if it is empty.
+        let _ = path.parent().map(fs::remove_dir);
     }
     // Of several that end at once each may have seen the others.
     if let Some(leaf) = leaf.filter(|_| was_shared && !is_shared()) {

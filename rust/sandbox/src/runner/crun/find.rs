@@ -37,7 +37,8 @@ fn find_in(directories: impl Iterator<Item = PathBuf>) -> Result<PathBuf> {
 
 /// What it says of itself: major, minor.
 fn version(crun: &Path) -> Option<(u32, u32)> {
-    let said = Command::new(crun).arg("--version").output().ok()?.stdout;
+    // It makes the directory of its containers' states whatever it is asked: this one is there.
+    let said = Command::new(crun).args(["--root", "/", "--version"]).output().ok()?.stdout;
     parse(&String::from_utf8_lossy(&said))
 }
 
