@@ -12,6 +12,11 @@ impl Plan {
     /// Where the file that a run sees at `path` lies on the host; `None` if it would see none.
     #[must_use]
     pub(crate) fn find(&self, path: &str) -> Option<PathBuf> {
+        self.on_host(&self.resolve(path)?).filter(|real| real.is_file())
+    }
+
+    /// `path` with its links followed; `None` if there are too many.
+    pub(super) fn resolve(&self, path: &str) -> Option<PathBuf> {
         let mut here = PathBuf::from("/");
         let mut ahead: Vec<String> = parts(path);
         let mut links = 0;
@@ -35,7 +40,7 @@ impl Plan {
             }
             ahead.extend(parts(&says.to_string_lossy()));
         }
-        self.on_host(&here).filter(|real| real.is_file())
+        Some(here)
     }
 
     /// What the link at `path` says, if there is one.
@@ -48,7 +53,7 @@ impl Plan {
     }
 
     /// What of the host lies at `path`: by the innermost bind or copy that holds it.
-    fn on_host(&self, path: &Path) -> Option<PathBuf> {
+    pub(super) fn on_host(&self, path: &Path) -> Option<PathBuf> {
         let holding =
             self.binds.iter().chain(&self.copies).filter(|bind| path.starts_with(&bind.target));
         let Some(bind) = holding.max_by_key(|bind| bind.target.len()) else {

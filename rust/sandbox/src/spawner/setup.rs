@@ -206,7 +206,9 @@ fn attach_view(view: &OwnedFd, source: &Path, target: &Path) -> Result<()> {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).step(step)?;
         }
-        fs::write(target, "").step(step)?;
+        if !target.exists() {
+            fs::write(target, "").step(step)?;
+        }
     }
     mount::attach(view.as_fd(), &path_string(target)?).step(step)
 }
