@@ -74,7 +74,8 @@ def own(pid="self"):
 def try_it(sandbox):
     few = Limits(memory_bytes=64 << 20, cpu_seconds=60, wall_seconds=120)
     programs = ["print(1)", "x = bytearray(1 << 30)"]
-    return [sandbox.run(source, language="python", limits=few).verdict for source in programs]
+    results = [sandbox.run(source, language="python", limits=few) for source in programs]
+    return [result.message or result.verdict for result in results]
 """
 TELL = "\nprint(json.dumps(told))\n"
 WORKS = ["ok", "memory_limit"]

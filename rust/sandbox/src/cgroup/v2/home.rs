@@ -52,10 +52,13 @@ impl Obstacle {
 /// Finds it for a process in the group `own`, in a hierarchy mounted at `top`. Nothing is made or moved.
 pub(crate) fn find(own: &Path, top: &Path) -> Result<Home, Obstacle> {
     let home = |directory: &Path, must_leave| Home { directory: directory.to_owned(), must_leave };
-    if is_usable(own) {
+    let above = given_above(own, top).filter(|above| is_usable(above));
+    let has_more = |above: &PathBuf| offered(above).len() > offered(own).len();
+    // A group made for this process alone may have been handed no controllers.
+    if is_usable(own) && !above.as_ref().is_some_and(has_more) {
         return Ok(home(own, false));
     }
-    if let Some(above) = given_above(own, top).filter(|above| is_usable(above)) {
+    if let Some(above) = above {
         return Ok(home(&above, false));
     }
     let files = ["", "cgroup.procs", "cgroup.subtree_control"];
@@ -101,12 +104,16 @@ fn is_usable(directory: &Path) -> bool {
 
 /// The controllers that are there and are not handed down yet.
 pub(super) fn missing(directory: &Path) -> Vec<&'static str> {
-    let (offered, enabled) =
-        (words(directory, "cgroup.controllers"), words(directory, "cgroup.subtree_control"));
-    let is_missing = |name: &&str| {
-        offered.iter().any(|each| each == name) && !enabled.iter().any(|each| each == name)
-    };
-    CONTROLLERS.into_iter().filter(is_missing).collect()
+    let enabled = words(directory, "cgroup.subtree_control");
+    let mut offered = offered(directory);
+    offered.retain(|name| !enabled.iter().any(|each| each == name));
+    offered
+}
+
+/// The controllers that are there.
+fn offered(directory: &Path) -> Vec<&'static str> {
+    let all = words(directory, "cgroup.controllers");
+    CONTROLLERS.into_iter().filter(|name| all.iter().any(|each| each == name)).collect()
 }
 
 /// The words of a file; none if it cannot be read.
@@ -260,6 +267,17 @@ mod tests {
         let above = group(&fake, "a.scope", "", "cpu memory pids");
         let own = group(&fake, "a.scope/k15core-7-8-leaf", &me(), "");
         assert_eq!(find(&own, &top), Ok(Home { directory: above, must_leave: false }));
+    }
+
+    #[test]
+    fn a_group_without_controllers_is_not_better_than_the_one_above_that_has_them() {
+        let fake = Fake::new(&[]);
+        let top = group(&fake, "", "", "");
+        let own = group(&fake, "main", &me(), "");
+        fs::write(own.join("cgroup.controllers"), "\n").unwrap();
+        assert_eq!(find(&own, &top), Ok(Home { directory: top.clone(), must_leave: false }));
+        // Where there is nothing above, it is what there is.
+        assert_eq!(find(&own, &own), Ok(Home { directory: own.clone(), must_leave: false }));
     }
 
     #[test]
