@@ -149,7 +149,10 @@ BREAKS = [
         "names of its own (uts)",
         (("spawner/setup.rs", '"sandbox").step(|| "name', '"host").step(|| "name'),),
     ),
-    Break("cgroup namespace", (("spawner/setup.rs", "{ 0 } else { libc::CLONE_NEWCGROUP }", "{ 0 } else { 0 }"),)),
+    Break(
+        "cgroup namespace",
+        (("spawner/setup.rs", "{ 0 } else { libc::CLONE_NEWCGROUP }", "{ 0 } else { 0 }"),),
+    ),
     Break(
         "binds without set-user-id",
         (
