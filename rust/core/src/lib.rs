@@ -7,6 +7,7 @@ pub mod attention;
 pub mod error;
 pub mod noise;
 pub mod pack;
+mod pages;
 pub mod repetition;
 pub mod sampler;
 pub mod store;

@@ -1,6 +1,12 @@
 //! A batch of trajectories, one after another in flat arrays that are reused.
 
+use crate::error::{Error, Result};
+use crate::pages::Pages;
 use crate::values::{Dtype, Values};
+
+/// Tokens of a batch from which on it is written past the caches: 4 MiB, about what a processor has of a
+/// last-level cache that it shares.
+const LEAST_STREAMED: usize = (4 << 20) / 17;
 
 /// The arrays of a batch: B rows, T tokens. Memory grows to the largest batch and is kept.
 ///
@@ -10,13 +16,15 @@ use crate::values::{Dtype, Values};
 /// ```
 /// use k15_core::pack::{Packed, Row};
 /// let mut batch = Packed::default();
-/// batch.begin(1, 5);
-/// batch.begin_row(&[1, 2]);
-/// batch.extend_row(&[7, 8, 9], &[-1.0, -2.0, -3.0], &[1, 1, 0], 4);
-/// batch.end_row(&Row { reward: 0.5, group_id: 3, trajectory_id: 6, prompt_id: 9, finish_reason: 0 });
+/// let mut filling = batch.begin(1, 5)?;
+/// filling.begin_row(&[1, 2]);
+/// filling.extend_row(&[7, 8, 9], &[-1.0, -2.0, -3.0], &[1, 1, 0], 4);
+/// filling.end_row(&Row { reward: 0.5, group_id: 3, trajectory_id: 6, prompt_id: 9, finish_reason: 0 });
+/// drop(filling);
 /// assert_eq!(batch.cu_seqlens(), [0, 5]);
 /// assert_eq!(batch.position_ids(), [0, 1, 2, 3, 4]);
 /// assert_eq!(batch.versions(), [0, 0, 4, 4, 4]);
+/// # Ok::<(), k15_core::Error>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct Packed {
@@ -25,11 +33,13 @@ pub struct Packed {
     max_seqlen: usize,
     row_start: usize,
     room: usize,
-    input_ids: Vec<i32>,
-    position_ids: Vec<i32>,
-    loss_mask: Vec<u8>,
-    rollout_log_probs: Vec<f32>,
-    versions: Vec<u32>,
+    input_ids: Pages<i32>,
+    position_ids: Pages<i32>,
+    loss_mask: Pages<u8>,
+    rollout_log_probs: Pages<f32>,
+    versions: Pages<u32>,
+    /// 0, 1, 2, … as far as a row has ever needed it: copying is faster than counting.
+    places: Vec<i32>,
     cu_seqlens: Vec<i32>,
     rewards: Vec<f32>,
     group_ids: Vec<i64>,
@@ -75,12 +85,25 @@ macro_rules! arrays {
 
 impl Packed {
     /// Forget what is there and make room for `rows` rows of `tokens` tokens together.
-    pub fn begin(&mut self, rows: usize, tokens: usize) {
-        grow(&mut self.input_ids, tokens);
-        grow(&mut self.position_ids, tokens);
-        grow(&mut self.loss_mask, tokens);
-        grow(&mut self.rollout_log_probs, tokens);
-        grow(&mut self.versions, tokens);
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`] if there is not so much memory.
+    pub fn begin(&mut self, rows: usize, tokens: usize) -> Result<Filling<'_>> {
+        [
+            self.input_ids.make_room(tokens),
+            self.position_ids.make_room(tokens),
+            self.loss_mask.make_room(tokens),
+            self.rollout_log_probs.make_room(tokens),
+            self.versions.make_room(tokens),
+        ]
+        .into_iter()
+        .collect::<std::io::Result<()>>()
+        .map_err(|source| Error::Storage {
+            path: "memory".into(),
+            action: "make room for the batch",
+            source,
+        })?;
         self.cu_seqlens.clear();
         self.cu_seqlens.push(0);
         self.rewards.clear();
@@ -93,26 +116,14 @@ impl Packed {
         self.kept = self.columns.drain(..).map(|(_, values)| values).collect();
         (self.rows, self.tokens, self.max_seqlen, self.row_start) = (0, 0, 0, 0);
         self.room = tokens;
-    }
-
-    /// Add an array of one entry a token, 0 where no row sets it. Called between `begin` and the
-    /// first row.
-    pub fn add_column(&mut self, name: &str, dtype: Dtype) {
-        let kept = self.kept.iter().position(|values| values.dtype() == dtype);
-        let mut values =
-            kept.map_or_else(|| Values::zeros(dtype, 0), |place| self.kept.swap_remove(place));
-        values.resize(self.room);
-        values.bytes_mut().fill(0);
-        self.columns.push((name.to_owned(), values));
-    }
-
-    /// Set entries of a column for tokens of the row's response from `offset` on: little-endian
-    /// values of the column's type.
-    pub fn set_column(&mut self, column: usize, offset: usize, bytes: &[u8]) {
-        let prompt = self.prompt_lengths.last().map_or(0, |n| usize::try_from(*n).unwrap_or(0));
-        let values = &mut self.columns[column].1;
-        let from = (self.row_start + prompt + offset) * values.dtype().width();
-        values.bytes_mut()[from..from + bytes.len()].copy_from_slice(bytes);
+        if tokens >= LEAST_STREAMED {
+            self.input_ids.stream();
+            self.position_ids.stream();
+            self.loss_mask.stream();
+            self.rollout_log_probs.stream();
+            self.versions.stream();
+        }
+        Ok(Filling(self))
     }
 
     /// The columns that were added, each with one entry a token (T).
@@ -121,43 +132,6 @@ impl Packed {
             values.resize(self.tokens);
         }
         &mut self.columns
-    }
-
-    /// Begin a row with its prompt.
-    pub fn begin_row(&mut self, prompt: &[i32]) {
-        let (from, to) = (self.tokens, self.tokens + prompt.len());
-        self.input_ids[from..to].copy_from_slice(prompt);
-        self.loss_mask[from..to].fill(0);
-        self.rollout_log_probs[from..to].fill(0.0);
-        self.versions[from..to].fill(0);
-        self.row_start = from;
-        self.tokens = to;
-        self.prompt_lengths.push(int32(prompt.len()));
-    }
-
-    /// Add response tokens of one policy version to the row.
-    pub fn extend_row(&mut self, tokens: &[i32], log_probs: &[f32], mask: &[u8], version: u32) {
-        let (from, to) = (self.tokens, self.tokens + tokens.len());
-        self.input_ids[from..to].copy_from_slice(tokens);
-        self.rollout_log_probs[from..to].copy_from_slice(log_probs);
-        self.loss_mask[from..to].copy_from_slice(mask);
-        self.versions[from..to].fill(version);
-        self.tokens = to;
-    }
-
-    /// End the row.
-    pub fn end_row(&mut self, row: &Row) {
-        for (position, place) in (0..).zip(&mut self.position_ids[self.row_start..self.tokens]) {
-            *place = position;
-        }
-        self.max_seqlen = self.max_seqlen.max(self.tokens - self.row_start);
-        self.rows += 1;
-        self.cu_seqlens.push(int32(self.tokens));
-        self.rewards.push(row.reward);
-        self.group_ids.push(row.group_id);
-        self.trajectory_ids.push(row.trajectory_id);
-        self.prompt_ids.push(row.prompt_id);
-        self.finish_reasons.push(row.finish_reason);
     }
 
     /// Tokens of the longest row.
@@ -201,12 +175,134 @@ impl Packed {
     }
 }
 
-fn grow<T: Clone + Default>(array: &mut Vec<T>, length: usize) {
-    if array.len() < length {
-        array.resize(length, T::default());
+/// A batch that is being filled; the arrays are complete when it is dropped.
+#[derive(Debug)]
+pub struct Filling<'a>(&'a mut Packed);
+
+impl Filling<'_> {
+    /// Add an array of one entry a token, 0 where no row sets it. Called before the first row.
+    pub fn add_column(&mut self, name: &str, dtype: Dtype) {
+        let Self(batch) = self;
+        let kept = batch.kept.iter().position(|values| values.dtype() == dtype);
+        let mut values =
+            kept.map_or_else(|| Values::zeros(dtype, 0), |place| batch.kept.swap_remove(place));
+        values.resize(batch.room);
+        values.bytes_mut().fill(0);
+        batch.columns.push((name.to_owned(), values));
+    }
+
+    /// Set entries of a column for tokens of the row's response from `offset` on: little-endian
+    /// values of the column's type.
+    pub fn set_column(&mut self, column: usize, offset: usize, bytes: &[u8]) {
+        let Self(batch) = self;
+        let prompt = batch.prompt_lengths.last().map_or(0, |n| usize::try_from(*n).unwrap_or(0));
+        let values = &mut batch.columns[column].1;
+        let from = (batch.row_start + prompt + offset) * values.dtype().width();
+        values.bytes_mut()[from..from + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Begin a row with its prompt.
+    pub fn begin_row(&mut self, prompt: &[i32]) {
+        let Self(batch) = self;
+        let (from, n) = (batch.tokens, prompt.len());
+        batch.input_ids.put(from, prompt);
+        batch.loss_mask.put_same(from, n, 0);
+        batch.rollout_log_probs.put_same(from, n, 0.0);
+        batch.versions.put_same(from, n, 0);
+        batch.row_start = from;
+        batch.tokens = from + n;
+        batch.prompt_lengths.push(int32(n));
+    }
+
+    /// Add response tokens of one policy version to the row.
+    pub fn extend_row(&mut self, tokens: &[i32], log_probs: &[f32], mask: &[u8], version: u32) {
+        let Self(batch) = self;
+        let (from, n) = (batch.tokens, tokens.len());
+        batch.input_ids.put(from, tokens);
+        batch.rollout_log_probs.put(from, log_probs);
+        batch.loss_mask.put(from, mask);
+        batch.versions.put_same(from, n, version);
+        batch.tokens = from + n;
+    }
+
+    /// End the row.
+    pub fn end_row(&mut self, row: &Row) {
+        let Self(batch) = self;
+        let length = batch.tokens - batch.row_start;
+        batch.places.extend((0..int32(length)).skip(batch.places.len()));
+        batch.position_ids.put(batch.row_start, &batch.places[..length]);
+        batch.max_seqlen = batch.max_seqlen.max(length);
+        batch.rows += 1;
+        batch.cu_seqlens.push(int32(batch.tokens));
+        batch.rewards.push(row.reward);
+        batch.group_ids.push(row.group_id);
+        batch.trajectory_ids.push(row.trajectory_id);
+        batch.prompt_ids.push(row.prompt_id);
+        batch.finish_reasons.push(row.finish_reason);
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        let Self(batch) = self;
+        batch.input_ids.settle();
+        batch.position_ids.settle();
+        batch.loss_mask.settle();
+        batch.rollout_log_probs.settle();
+        batch.versions.settle();
     }
 }
 
 fn int32(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_has_what_rows_of_any_length_were_filled_with() {
+        let mut batch = Packed::default();
+        for rows in [3, 400] {
+            let lengths = (0..rows).map(|i| 1 + i * i * 37 % 3000);
+            let prompts: Vec<Vec<i32>> = lengths.clone().map(|n| (0..n % 90).collect()).collect();
+            let responses: Vec<Vec<i32>> = lengths.map(|n| (n..2 * n).collect()).collect();
+            let tokens = prompts.iter().chain(&responses).map(Vec::len).sum();
+            assert_eq!(tokens > LEAST_STREAMED, rows == 400);
+            let mut filling = batch.begin(prompts.len(), tokens).unwrap();
+            for (prompt, response) in prompts.iter().zip(&responses) {
+                filling.begin_row(prompt);
+                for (version, part) in (1..).zip(response.chunks(1500)) {
+                    let log_probs: Vec<f32> = part.iter().map(|&x| -(x as f32)).collect();
+                    filling.extend_row(part, &log_probs, &vec![1; part.len()], version);
+                }
+                filling.end_row(&Row {
+                    reward: 1.0,
+                    group_id: 0,
+                    trajectory_id: 0,
+                    prompt_id: 0,
+                    finish_reason: 0,
+                });
+            }
+            drop(filling);
+            for ((prompt, response), ends) in
+                prompts.iter().zip(&responses).zip(batch.cu_seqlens().windows(2))
+            {
+                let row = ends[0] as usize..ends[1] as usize;
+                let n = prompt.len();
+                assert_eq!(batch.input_ids()[row.clone()], [prompt.as_slice(), response].concat());
+                let places: Vec<i32> = (0..).take(row.len()).collect();
+                assert_eq!(batch.position_ids()[row.clone()], places);
+                let versions = (1..).flat_map(|version| std::iter::repeat_n(version, 1500));
+                let answer: Vec<(i32, u32)> = response.iter().copied().zip(versions).collect();
+                for (i, at) in row.enumerate() {
+                    let of_response = i.checked_sub(n).map(|i| answer[i]);
+                    let wanted = of_response.map_or((0.0, 0, 0), |(x, v)| (-(x as f32), 1, v));
+                    let (log_prob, mask) = (batch.rollout_log_probs()[at], batch.loss_mask()[at]);
+                    assert_eq!((log_prob, mask, batch.versions()[at]), wanted);
+                }
+            }
+        }
+    }
 }

@@ -90,9 +90,9 @@ fn column_view<'py>(owner: &Bound<'py, PyAny>, values: &mut Values) -> Bound<'py
 
 fn view<'py, T: Element>(owner: &Bound<'py, PyAny>, memory: &mut [T]) -> Bound<'py, PyArray1<T>> {
     let memory = ArrayViewMut1::from(memory);
-    // SAFETY: the memory is a heap allocation of the `Packed` that `owner` keeps alive (its `Arc`),
+    // SAFETY: the memory is an allocation of the `Packed` that `owner` keeps alive (its `Arc`),
     // and `owner` becomes the array's base. It is neither moved nor freed nor written by Rust while
-    // an owner exists: vectors grow only in `Packed::begin`, which is called only on buffers from
+    // an owner exists: arrays grow only in `Packed::begin`, which is called only on buffers from
     // `Pool::take`, and those have no owner.
     unsafe { PyArray1::borrow_from_array(&memory, owner.clone()) }
 }

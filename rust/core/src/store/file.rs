@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::map::Map;
 use super::record::{self, Header, u32_at, u64_at};
 use crate::error::{Error, Result};
+use crate::pages;
 
 /// The format that this code writes; it reads all from 1 on.
 pub(super) const FORMAT: u32 = 2;
@@ -135,6 +136,7 @@ impl Examined {
 impl LogFile {
     /// Begin a file in fresh or recycled memory: from now on it is empty.
     pub(super) fn create(mut map: Map, sequence: u64, first_number: u64) -> Self {
+        map.reuse();
         let size = map.bytes().len() as u64;
         let head = &mut map.bytes_mut()[..DATA];
         head.fill(0);
@@ -202,17 +204,18 @@ impl LogFile {
         let end = start + record::size(header.payload);
         // Memory without a file is read by nobody who was not there when it was written.
         let durable = self.map.is_durable();
+        if pages::is_much(header.payload) {
+            self.map.prepare(start, end);
+        }
         let bytes = &mut self.map.bytes_mut()[..end];
         // The header goes first: if we are killed now, recovery can say what was being written.
         bytes[start..payload].copy_from_slice(&header.encode());
-        let mut at = payload;
-        for part in parts {
-            bytes[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        bytes[at..end].fill(0);
+        let body = payload..payload + header.payload;
+        bytes[body.end..end].fill(0);
+        pages::copy_parts(&mut bytes[body.clone()], parts);
         if durable {
-            let checksum = crc32c::crc32c(&bytes[payload..end]);
+            let sum = parts.iter().fold(0, |sum, part| crc32c::crc32c_append(sum, part));
+            let checksum = crc32c::crc32c_append(sum, &bytes[body.end..end]);
             bytes[start + 4..start + 8].copy_from_slice(&checksum.to_le_bytes());
         }
         self.set_end(end);

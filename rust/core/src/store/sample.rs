@@ -140,7 +140,7 @@ impl Store {
             rows += group.k as usize;
             tokens += self.tokens_in(group);
         }
-        batch.begin(rows, tokens);
+        let mut batch = batch.begin(rows, tokens)?;
         let declared = |number: &u16| self.columns().get(usize::from(*number));
         for column in columns.iter().filter_map(declared) {
             batch.add_column(&column.name, column.dtype);

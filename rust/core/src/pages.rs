@@ -1,0 +1,219 @@
+//! Arrays in whole pages, which large ones are written to past the caches.
+//!
+//! # Design
+//!
+//! Pages are huge where the system has such: what is copied is then bound by the memory and not by the
+//! translation of its addresses. An ordinary store reads the line that it writes to into the caches first; of an
+//! array that is too large to stay there, that is a third of the traffic and more, and it pushes out what
+//! others need. So long pieces of large arrays are streamed (non-temporal stores).
+#![expect(unsafe_code, reason = "stores past the caches have no safe form")]
+
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+use memmap2::MmapMut;
+
+/// Shorter pieces are not streamed: their ends share cache lines with their neighbours.
+const LEAST_STREAMED: usize = 1 << 10;
+
+/// What is shorter may well be read before it has left the caches.
+const LEAST_STREAMED_RECORD: usize = 4 << 10;
+
+/// Zeroed memory without a file.
+pub(crate) fn anonymous(bytes: usize) -> io::Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes)?;
+    // A hint: without it all works the same.
+    #[cfg(target_os = "linux")]
+    map.advise(memmap2::Advice::HugePage).ok();
+    Ok(map)
+}
+
+/// An array that can be made longer. While it [streams](Pages::stream) it is only written to.
+#[derive(Debug)]
+pub(crate) struct Pages<T> {
+    map: Option<MmapMut>,
+    length: usize,
+    streams: bool,
+    of: PhantomData<T>,
+}
+
+impl<T> Default for Pages<T> {
+    fn default() -> Self {
+        Self { map: None, length: 0, streams: false, of: PhantomData }
+    }
+}
+
+impl<T: Pod> Pages<T> {
+    /// Makes room for at least `length` numbers. If that takes new memory, they are zeros.
+    pub(crate) fn make_room(&mut self, length: usize) -> io::Result<()> {
+        if length > self.length {
+            // By half at least, so that lengths that grow slowly need new memory seldom.
+            let length = length.max(self.length + self.length / 2);
+            self.map = Some(anonymous(length * size_of::<T>())?);
+            self.length = length;
+        }
+        Ok(())
+    }
+
+    /// From now on long pieces go past the caches, until [`Pages::settle`].
+    pub(crate) fn stream(&mut self) {
+        self.streams = true;
+    }
+
+    /// Makes what was streamed visible to everybody.
+    pub(crate) fn settle(&mut self) {
+        if std::mem::take(&mut self.streams) {
+            fence();
+        }
+    }
+
+    /// Puts numbers at `at`.
+    pub(crate) fn put(&mut self, at: usize, piece: &[T]) {
+        let streams = self.streams && size_of_val(piece) >= LEAST_STREAMED;
+        let to = &mut self.written()[at..at + piece.len()];
+        if streams {
+            stream(bytemuck::cast_slice_mut(to), bytemuck::cast_slice(piece));
+        } else {
+            to.copy_from_slice(piece);
+        }
+    }
+
+    /// Puts `count` times the same number at `at`.
+    pub(crate) fn put_same(&mut self, at: usize, count: usize, number: T) {
+        const PATTERN: usize = LEAST_STREAMED;
+        if self.streams && count * size_of::<T>() >= LEAST_STREAMED {
+            let pattern = [number; PATTERN];
+            let pieces = (0..count).step_by(PATTERN);
+            pieces.for_each(|i| self.put(at + i, &pattern[..PATTERN.min(count - i)]));
+        } else {
+            self.written()[at..at + count].fill(number);
+        }
+    }
+
+    fn written(&mut self) -> &mut [T] {
+        self.map.as_deref_mut().map_or(&mut [], bytemuck::cast_slice_mut)
+    }
+}
+
+impl<T: Pod> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        debug_assert!(!self.streams, "what was streamed is read before it is settled");
+        self.map.as_deref().map_or(&[], bytemuck::cast_slice)
+    }
+}
+
+impl<T: Pod> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        debug_assert!(!self.streams, "what was streamed is read before it is settled");
+        self.written()
+    }
+}
+
+/// Whether so many bytes are copied past the caches.
+pub(crate) fn is_much(bytes: usize) -> bool {
+    bytes >= LEAST_STREAMED_RECORD
+}
+
+/// Copies parts one behind the other into `to`, which has their length: past the caches if there is much.
+pub(crate) fn copy_parts(to: &mut [u8], parts: &[&[u8]]) {
+    let mut rest = to;
+    let streams = is_much(rest.len());
+    for part in parts {
+        let (to, behind) = rest.split_at_mut(part.len());
+        if streams {
+            stream(to, part)
+        } else {
+            to.copy_from_slice(part)
+        }
+        rest = behind;
+    }
+    if streams {
+        fence();
+    }
+}
+
+/// Copies past the caches, whole cache lines of `to` at a time; both are of one length.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+fn stream(to: &mut [u8], from: &[u8]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    const LINE: usize = 64;
+    const WIDTH: usize = size_of::<__m128i>();
+    let head = to.as_ptr().align_offset(LINE).min(to.len());
+    let (to_head, to) = to.split_at_mut(head);
+    let (from_head, from) = from.split_at(head);
+    to_head.copy_from_slice(from_head);
+    let (to, to_tail) = to.as_chunks_mut::<LINE>();
+    let (from, from_tail) = from.as_chunks::<LINE>();
+    for (to, from) in to.iter_mut().zip(from) {
+        for at in (0..LINE).step_by(WIDTH) {
+            // SAFETY: `at + WIDTH <= LINE`, so both addresses are those of WIDTH bytes inside arrays of LINE
+            // bytes, one ours to read, one ours to write. `to` is aligned to WIDTH: the head ends at a line,
+            // and chunks are lines. SSE2 is part of x86-64. Nobody reads what is written before the
+            // fence of `Pages::settle`.
+            unsafe {
+                let piece = _mm_loadu_si128(from.as_ptr().add(at).cast());
+                _mm_stream_si128(to.as_mut_ptr().add(at).cast(), piece);
+            }
+        }
+    }
+    to_tail.copy_from_slice(from_tail);
+}
+
+#[cfg(any(not(target_arch = "x86_64"), miri))]
+fn stream(to: &mut [u8], from: &[u8]) {
+    to.copy_from_slice(from);
+}
+
+fn fence() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: it has no conditions; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_grows_by_half_at_least_and_is_zeroed() {
+        let mut pages = Pages::<i32>::default();
+        assert_eq!(pages.len(), 0);
+        pages.make_room(1000).unwrap();
+        pages.fill(7);
+        pages.make_room(10).unwrap();
+        assert_eq!(*pages, [7; 1000]);
+        pages.make_room(1001).unwrap();
+        assert_eq!(*pages, [0; 1500]);
+    }
+
+    #[test]
+    fn what_is_streamed_is_what_was_put() {
+        let numbers: Vec<u8> = (0..20_000u32).map(|i| (i * 7 % 251) as u8).collect();
+        for (at, length) in [(0, 20_000), (1, 1024), (15, 1040), (16, 1023), (17, 5000), (3, 0)] {
+            let mut pages = Pages::<u8>::default();
+            pages.make_room(30_000).unwrap();
+            pages.stream();
+            pages.put(at, &numbers[..length]);
+            pages.put_same(at + length, 9000, 5);
+            pages.settle();
+            let mut wanted = vec![0; pages.len()];
+            wanted[at..at + length].copy_from_slice(&numbers[..length]);
+            wanted[at + length..at + length + 9000].fill(5);
+            assert_eq!(*pages, wanted, "{length} at {at}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "before it is settled")]
+    fn what_is_not_settled_is_not_read() {
+        let mut pages = Pages::<u8>::default();
+        pages.stream();
+        let _ = pages.len();
+    }
+}
