@@ -1,4 +1,4 @@
-"""`k15 store verify`, `inspect` and `repair`."""
+"""`k15 store verify`, `inspect` and `repair`; `export` has a file of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from k15core.cli import store_export
 from k15core.errors import CorruptionError, InvalidInputError
 
 VERIFY_NOTES = """exit code:
@@ -41,7 +42,9 @@ Fields = dict[str, Any]
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `store` and what is below it to the command line."""
-    top = commands.add_parser("store", help="check, look into and repair a trajectory store")
+    top = commands.add_parser(
+        "store", help="check, look into, repair and export a trajectory store"
+    )
     actions = top.add_subparsers(required=True, metavar="ACTION")
 
     def action(name: str, summary: str, description: str, notes: str) -> argparse.ArgumentParser:
@@ -89,6 +92,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         REPAIR_NOTES,
     )
     repair.set_defaults(command=_repair)
+    store_export.add_command(actions)
 
 
 def _verify(options: argparse.Namespace) -> int:
