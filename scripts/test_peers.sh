@@ -17,4 +17,5 @@ if ! cmp --quiet "$wanted" "$venv/requirements.txt"; then
   cp "$wanted" "$venv/requirements.txt"
 fi
 # Other stacks warn of many things; only our own warnings are errors.
-PYTHONPATH=python "$venv/bin/python" -m pytest -o filterwarnings= tests/peers "$@"
+PYTHONPATH=python "$venv/bin/python" -m pytest -o filterwarnings= tests/peers \
+  tests/integration/test_store_export.py "$@"
