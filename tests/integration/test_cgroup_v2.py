@@ -236,14 +236,14 @@ except SandboxError as error:
     python = f"{sys.executable} -c '{SCOPE}{source}{TELL}'"
     # A shell is the container's first process, and lives where Python does.
     container = f"""
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount --bind {group} /sys/fs/cgroup
 {python}
 cd /sys/fs/cgroup && mkdir others
 for p in $(cat cgroup.procs); do echo $p > others/cgroup.procs; done
 {python}
 true
 """
-    enter = f'echo $$ > {group}/cgroup.procs && exec unshare --mount --cgroup sh -c "$1"'
+    enter = f'echo $$ > {group}/cgroup.procs && exec unshare --mount --cgroup sh -ec "$1"'
     command = ["sh", "-c", enter, "sh", container]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr

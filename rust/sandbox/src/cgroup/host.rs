@@ -81,6 +81,10 @@ impl Host {
             let [_, _, _, root, target, ..] = fields.as_slice() else { continue };
             let tail: Vec<&str> = tail.split(' ').collect();
             let [kind, _, options, ..] = tail.as_slice() else { continue };
+            // What begins above the root of this cgroup namespace does not say where in it our groups are.
+            if root.split('/').any(|part| part == "..") {
+                continue;
+            }
             match *kind {
                 "cgroup2" => {
                     if let Some(path) = own("") {
@@ -218,6 +222,12 @@ mod tests {
         assert_eq!(host.v1_directory("memory"), Some(Path::new("/sys/fs/cgroup/memory/inner")));
         let elsewhere = Host::parse(mounts, "4:memory:/else\n");
         assert_eq!(elsewhere.v1_directory("memory"), Some(Path::new("/sys/fs/cgroup/memory/")));
+    }
+
+    #[test]
+    fn a_mount_of_more_than_the_namespace_is_no_place_for_groups() {
+        let mounts = "35 31 0:32 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+        assert_eq!(Host::parse(mounts, "0::/\n"), Host::none());
     }
 
     #[test]
