@@ -1,4 +1,4 @@
-"""The sandbox in a cgroup of v2 where its own process lives, as in a container or a unit of systemd.
+"""The sandbox in a cgroup of v2 where its own process lives, as in a container or a systemd unit.
 
 These tests make groups below the root of v2, so they run where nobody else rules it: as root in a
 machine without systemd, such as the one that `make test-v2` boots.
@@ -243,7 +243,7 @@ for p in $(cat cgroup.procs); do echo $p > others/cgroup.procs; done
 {python}
 true
 """
-    enter = f'echo $$ > {group}/cgroup.procs && exec unshare --mount --cgroup sh -ec "$1"'
+    enter = f'echo $$ > {group}/cgroup.procs && exec unshare --mount --cgroup sh -c "$1"'
     command = ["sh", "-c", enter, "sh", container]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr

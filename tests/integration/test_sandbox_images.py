@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import oci_images
 import pytest
 from oci_images import Layout, archive, shell
 from sandboxes import need
@@ -110,6 +112,77 @@ def test_processes_that_want_it_at_once_unpack_it_once(layout: Layout, tmp_path:
     assert names == ["", ".lock"]
 
 
+@pytest.mark.parametrize("packing", ["", "+gzip", "+zstd"])
+def test_layers_are_unpacked_however_they_are_packed(packing: str, tmp_path: Path) -> None:
+    need()
+    layout = Layout(tmp_path / "layout")
+    layout.image([archive(shell()), archive(UPPER)], packing=packing)
+    root = f"oci:{layout.path}"
+    with Sandbox(slots=1, root=root, image_cache=tmp_path / "cache") as sandbox:
+        assert sandbox.run("cat /greeting", language="bash").stdout == b"hello\n"
+
+
+def test_layers_of_a_real_compressor_are_read(tmp_path: Path) -> None:
+    need()
+    if shutil.which("zstd") is None:
+        pytest.skip("zstd is missing: apt install zstd")
+    command = ["zstd", "-19", "--long=23", "-c"]
+
+    def pack(layer: bytes) -> bytes:
+        return subprocess.run(command, input=layer, capture_output=True, check=True).stdout
+
+    layout = Layout(tmp_path / "layout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(oci_images.PACKINGS, "+zstd", pack)
+        layout.image([archive(shell()), archive(UPPER)], packing="+zstd")
+    root = f"oci:{layout.path}"
+    with Sandbox(slots=1, root=root, image_cache=tmp_path / "cache") as sandbox:
+        assert sandbox.run("cat /greeting", language="bash").stdout == b"hello\n"
+
+
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+
+@pytest.mark.parametrize("kind", [oci_images.INDEX, DOCKER_LIST])
+def test_of_an_index_the_image_for_this_machine_is_taken(kind: str, tmp_path: Path) -> None:
+    need()
+    layout = Layout(tmp_path / "layout")
+    ours = layout.image([archive(shell()), archive(UPPER)], listed=False)
+    other = layout.image([archive({"greeting": b"not ours"})], listed=False)
+    platforms = {"linux/arm64": other, "linux/amd64": ours, "unknown/unknown": other}
+    # Tools nest them: the layout's index has an index, which has one of platforms.
+    inner = layout.index(platforms, kind, listed=False)
+    layout.index({"linux/amd64": inner})
+    with Sandbox(slots=1, root=f"oci:{layout.path}", image_cache=tmp_path / "cache") as sandbox:
+        assert sandbox.run("cat /greeting", language="bash").stdout == b"hello\n"
+
+
+def test_an_index_without_an_image_for_this_machine_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    layout.index({"linux/arm64": layout.image([archive({"a": b""})], listed=False)})
+    assert refusal(layout, tmp_path / "cache").endswith("expected an image for linux on amd64")
+    deep = Layout(tmp_path / "deep")
+    inner = deep.image([archive({"a": b""})], listed=False)
+    for _ in range(4):
+        inner = deep.index({"linux/amd64": inner}, listed=False)
+    deep.list(inner)
+    assert refusal(deep, tmp_path / "cache").endswith("expected indexes that come to a manifest")
+
+
+def test_an_unknown_kind_of_content_is_named(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layer")
+    layout.image([archive({"a": b"1"})], packing="+br")
+    message = refusal(layout, tmp_path / "cache")
+    kind = "application/vnd.oci.image.layer.v1.tar+br"
+    assert message == f"root = a layer of {kind}: expected a layer of tar, tar+gzip or tar+zstd"
+    other = Layout(tmp_path / "manifest")
+    descriptor = other.blob(b"{}", "application/vnd.example.chart.v1+json")
+    other.list(descriptor)
+    message = refusal(other, tmp_path / "cache")
+    start = f'root = {descriptor["digest"]} of media type "application/vnd.example.chart.v1+json"'
+    assert message == f"{start}: expected an image's manifest or an index, of OCI or Docker (v2)"
+
+
 def test_what_a_killed_process_left_is_no_hindrance(layout: Layout, tmp_path: Path) -> None:
     need()
     directory = tmp_path / "images-1"
@@ -122,7 +195,7 @@ def test_what_a_killed_process_left_is_no_hindrance(layout: Layout, tmp_path: Pa
 
 def test_a_wrong_digest_is_found(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
-    descriptor = layout.image([archive({"a": b"1" * 1000})], compress=False)
+    descriptor = layout.image([archive({"a": b"1" * 1000})], packing="")
     blobs = sorted((layout.path / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     layer = blobs[-1]
     content = bytearray(layer.read_bytes())

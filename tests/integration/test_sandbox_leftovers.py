@@ -1,7 +1,7 @@
 """What a sandbox leaves on disk: nothing, however it ends.
 
-The programs here run in a mount namespace in which all places for temporary files are new and empty,
-so that what lies there afterwards is theirs.
+The programs here run in a mount namespace in which all places for temporary files are new and
+empty, so that what lies there afterwards is theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def left():
 def children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 def janitors(pid):
-    return [each for each in children(pid) if b"clean" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    words = {each: Path(f"/proc/{each}/cmdline").read_bytes() for each in children(pid)}
+    return [each for each in words if b"clean" in words[each]]
 def work(sandbox):
     source = "import os; os.system('touch /tmp/a /dev/shm/b; ls /tmp; sleep 100 &')"
     return sandbox.run(source, language="python", files={"x": b"1" * 100000}).verdict
@@ -52,7 +53,8 @@ def run(source: str, runner: str, *more: str) -> dict[str, object]:
     need(runner)
     if os.getuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("looking at all that is left takes root and util-linux's unshare")
-    places = "for p in /tmp /var/tmp /dev/shm /run /var/cache; do mount -t tmpfs tmpfs $p; done; rm -rf /run/mount"
+    places = "for p in /tmp /var/tmp /dev/shm /run /var/cache; do mount -t tmpfs tmpfs $p; done"
+    places += "; rm -rf /run/mount"  # mount's own
     command = ["unshare", "--mount", "sh", "-ec", f'{places}; exec "$@"', "sh"]
     command += [sys.executable, "-c", SCOPE + source + TELL, runner, *more]
     environment = os.environ | {"HOME": "/tmp"}

@@ -68,6 +68,7 @@ impl Image {
         let index: Index = parse(&text, "index.json")?;
         let mut chosen = choose(&index, reference, directory)?.clone();
         for _ in 0..MOST_INDEXES {
+            check_kind(&chosen)?;
             let bytes = blob::read(directory, &chosen)?;
             if !is_index(&chosen, &bytes) {
                 return Self::read(directory, &chosen, &bytes);
@@ -134,10 +135,23 @@ fn parse<T: DeserializeOwned>(text: &[u8], what: &str) -> Result<T> {
     })
 }
 
+/// The ends of the media types of indexes and of manifests, OCI's and Docker's.
+const INDEXES: [&str; 2] = ["image.index.v1+json", "manifest.list.v2+json"];
+const MANIFESTS: [&str; 2] = ["image.manifest.v1+json", "distribution.manifest.v2+json"];
+
+/// Refuses what is neither an image nor an index. Without a media type it is seen when it is read.
+fn check_kind(descriptor: &Descriptor) -> Result<()> {
+    let kind = descriptor.media_type.as_str();
+    if kind.is_empty() || INDEXES.iter().chain(&MANIFESTS).any(|end| kind.ends_with(end)) {
+        return Ok(());
+    }
+    let value = format!("{} of media type {kind:?}", descriptor.digest);
+    Err(Error::invalid("root", value, "an image's manifest or an index, of OCI or Docker (v2)"))
+}
+
 fn is_index(descriptor: &Descriptor, bytes: &[u8]) -> bool {
     let kind = descriptor.media_type.as_str();
-    kind.ends_with("image.index.v1+json")
-        || kind.ends_with("manifest.list.v2+json")
+    INDEXES.iter().any(|end| kind.ends_with(end))
         || (kind.is_empty() && parse::<Index>(bytes, "").is_ok())
 }
 
