@@ -25,6 +25,8 @@ from soak.host import COUNTED, count, kill_one
 
 KILL_EVERY = 0.4
 """Seconds between kills, on average: a run that meets three in a row has no verdict."""
+KILL_RUNS = 30
+"""And at least so many runs between them, where a busy machine makes runs take longer."""
 GROWTH = 16 << 10
 """KiB by which this process's memory may grow after the first tenth: a leak of 0.2 KiB a run."""
 
@@ -96,7 +98,11 @@ def work_until(
 
     def kill() -> None:
         draws = random.Random(f"{seed} kills {upto}")
+        killed_at = done.runs
         while not over.wait(draws.expovariate(1 / KILL_EVERY)):
+            if done.runs < killed_at + KILL_RUNS:
+                continue
+            killed_at = done.runs
             if name := kill_one(draws):
                 done.kills[name] += 1
 
