@@ -14,6 +14,7 @@ CLAIMS = [
     "rollout_partial",
     "store",
     "store_durable",
+    "store_shared",
     "sandbox_direct",
     "sandbox_crun",
     "sandbox_warm",

@@ -13,7 +13,13 @@ from k15core._core import __version__
 from k15core.errors import Error
 
 if TYPE_CHECKING:
-    from k15core._core import PriorityIndex, PromptSampler, RepetitionDetector, Store
+    from k15core._core import (
+        PriorityIndex,
+        PromptSampler,
+        RepetitionDetector,
+        SharedStore,
+        Store,
+    )
     from k15core.sandbox import Sandbox
     from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
 
@@ -27,6 +33,7 @@ _HOME = {
     "PromptSampler": "_core",
     "RepetitionDetector": "_core",
     "Sandbox": "sandbox",
+    "SharedStore": "_core",
     "Store": "_core",
 }
 
@@ -41,6 +48,7 @@ __all__ = [
     "PromptSampler",
     "RepetitionDetector",
     "Sandbox",
+    "SharedStore",
     "Store",
     "__version__",
 ]

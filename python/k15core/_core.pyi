@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from k15core.types import FinishReason, Lease, Loop, PackedBatch, Prompt
 
@@ -15,8 +17,10 @@ __all__ = [
     "PromptSampler",
     "RepetitionDetector",
     "SandboxPool",
+    "SharedStore",
     "Store",
     "StoreReader",
+    "StoreServer",
     "__version__",
     "attend_cached",
     "repair_store",
@@ -278,7 +282,7 @@ class _RecoveryReport(TypedDict):
     bytes: int
     torn: _TornTail | None
 
-@final
+@disjoint_base
 class Store:
     """The trajectory store: unfinished trajectories and the replay buffer, in one durable log.
 
@@ -486,6 +490,50 @@ class Store:
 
     def recovery_report(self) -> _RecoveryReport:
         """What opening found: files, records, bytes, and the torn tail that was cut, if any."""
+
+    def serve(self, path: str | PathLike[str]) -> StoreServer:
+        """Let other processes of this user use the store through a Unix socket at `path`.
+
+        This process may go on using it too. Close the server before the store. StorageError if
+        another server has the path, or if something there is not a socket; one that a dead server
+        left is replaced.
+        """
+
+@final
+class SharedStore(Store):
+    """A store that another process of this machine and user serves: `Store.serve(path)`.
+
+    All of `Store`, with the same types and errors. Token data goes through shared memory, not
+    through the socket: the arrays of `sample` are views of it, others are copies. Threads may
+    share it; a forked child must connect for itself.
+
+    The leases taken through it end when it is closed or its process dies. `close` leaves the
+    server's store open. DisconnectedError if nobody serves at `path`, or if the server ended in the
+    middle of a call; the next call connects to the server that is there then, whose store has kept
+    all that was acknowledged and has voided all leases. StorageError if the server is another
+    user's or runs another version of k15core.
+    """
+
+    def __new__(cls, path: str | PathLike[str]) -> Self: ...
+    @property
+    def path(self) -> Path:
+        """Where the server is."""
+
+@final
+class StoreServer:
+    """A store that is served: what `Store.serve` returns. A context manager that closes it."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        *_exc_info: type[BaseException] | BaseException | TracebackType | None,
+    ) -> None: ...
+    @property
+    def path(self) -> Path:
+        """Where clients connect."""
+
+    def close(self) -> None:
+        """Let calls under way end, close all connections and remove the socket."""
 
 @final
 class SandboxPool:

@@ -32,6 +32,13 @@ class StorageError(Error, OSError):
     """The operating system refused to read or write: a full disk, a missing permission."""
 
 
+class DisconnectedError(Error, ConnectionError):
+    """No process serves the store, or its server ended in the middle of a call.
+
+    Whether that call was carried out is not known; what was acknowledged before is kept.
+    """
+
+
 class VerifierError(Error):
     """A verifier failed by itself. Nothing is known about the response: it is not a wrong one."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from families import SMALL
 
-from k15core import Store
+from k15core import SharedStore, Store
 from k15core.errors import InvalidInputError
 from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
@@ -147,3 +148,16 @@ def test_a_response_that_ended_before_its_end_was_recorded(model: LeanModel) -> 
 def test_budgets_are_checked(model: LeanModel) -> None:
     with pytest.raises(InvalidInputError, match="segment_budget = 0: expected"):
         Bench(model, 1, segment_budget=0)
+
+
+def test_the_same_tokens_over_a_store_of_another_process(model: LeanModel, tmp_path: Path) -> None:
+    own, client = Bench(model, 3), Bench(model, 3)
+    with client.store.serve(tmp_path / "socket"), SharedStore(tmp_path / "socket") as shared:
+        client.store = client.rollout.store = shared
+        for bench in (own, client):
+            version = 0
+            while bench.store.unfinished():
+                bench.run(version)
+                version += 1
+        for i, trajectory in own.trajectories().items():
+            assert client.trajectories()[i]["tokens"].tolist() == trajectory["tokens"].tolist()

@@ -134,6 +134,14 @@ impl Packed {
         &mut self.columns
     }
 
+    /// The columns that were added: name, type and little-endian values (T).
+    pub fn columns(&self) -> impl Iterator<Item = (&str, Dtype, &[u8])> {
+        self.columns.iter().map(|(name, values)| {
+            let dtype = values.dtype();
+            (name.as_str(), dtype, &values.bytes()[..self.tokens * dtype.width()])
+        })
+    }
+
     /// Tokens of the longest row.
     pub fn max_seqlen(&self) -> usize {
         self.max_seqlen

@@ -13,6 +13,7 @@ mod sandbox;
 mod store;
 mod store_answers;
 mod store_arguments;
+mod store_server;
 mod store_tools;
 mod views;
 
@@ -26,6 +27,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<priority_index::PriorityIndex>()?;
     module.add_class::<prompt_sampler::PromptSampler>()?;
     module.add_class::<store::Store>()?;
+    module.add_class::<store_server::SharedStore>()?;
+    module.add_class::<store_server::StoreServer>()?;
     module.add_class::<store_tools::StoreReader>()?;
     module.add_function(wrap_pyfunction!(store_tools::verify_store, module)?)?;
     module.add_function(wrap_pyfunction!(store_tools::repair_store, module)?)?;

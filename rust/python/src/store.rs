@@ -1,11 +1,12 @@
 //! The class `k15core._core.Store`.
 
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k15_core::Error;
 use k15_core::store::{self as core, FinishReason, Options, Order, Strategy, Sync, WhenFull};
+use k15_shared::{Calls, Client, LocalStore};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -15,67 +16,91 @@ use crate::argument::{self, Column, column, natural};
 use crate::error::{CoreError, Result};
 use crate::store_answers;
 use crate::store_arguments::{field, split, split_values};
+use crate::store_server::StoreServer;
 use crate::views::{self, Pool};
 
 /// How long a call that waits for room sleeps before it looks for signals.
 const WAIT: Duration = Duration::from_millis(50);
 
-/// The store, behind a lock that is only taken without the GIL.
-#[pyclass(frozen, module = "k15core._core")]
+/// Where the store is.
+enum Place {
+    /// In this process, behind a lock that is only taken without the GIL.
+    Here(Arc<LocalStore>),
+    /// In the process that serves it.
+    Served(Client),
+}
+
+/// A store, of this process or served by another.
+#[pyclass(frozen, subclass, module = "k15core._core")]
 pub struct Store {
-    store: Mutex<Option<core::Store>>,
-    room: Condvar,
-    blocks: bool,
+    place: Place,
     pool: Mutex<Pool>,
 }
 
 impl Store {
+    /// The store at the other end of a connection.
+    pub fn served(client: Client) -> Self {
+        Self { place: Place::Served(client), pool: Mutex::default() }
+    }
+
+    /// The store of this process, if it is one.
+    pub fn here(&self) -> Option<&Arc<LocalStore>> {
+        match &self.place {
+            Place::Here(store) => Some(store),
+            Place::Served(_) => None,
+        }
+    }
+
     /// Do something with the open store while other Python threads run.
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut core::Store) -> k15_core::Result<T> + Send,
+        work: impl FnOnce(&mut dyn Calls) -> k15_shared::Result<T> + Send,
     ) -> Result<T> {
-        py.detach(|| {
-            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(work(store.as_mut().ok_or_else(closed)?)?)
-        })
+        Ok(py.detach(|| match &self.place {
+            Place::Here(store) => store.with(|store| work(store)),
+            Place::Served(client) => client.with(|store| work(store)),
+        })?)
     }
 
     /// The same for what may free space: whoever waits for room is woken.
     fn freeing<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut core::Store) -> k15_core::Result<T> + Send,
+        work: impl FnOnce(&mut dyn Calls) -> k15_shared::Result<T> + Send,
     ) -> Result<T> {
-        let done = self.with(py, work);
-        self.room.notify_all();
-        done
+        Ok(py.detach(|| match &self.place {
+            Place::Here(store) => store.freeing(|store| work(store)),
+            Place::Served(client) => client.with(|store| work(store)),
+        })?)
     }
 
     /// The same for what needs room: with `when_full="block"` it is tried again until there is.
     fn needing_room<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl Fn(&mut core::Store) -> k15_core::Result<T> + Send + std::marker::Sync,
+        work: impl Fn(&mut dyn Calls) -> k15_shared::Result<T> + Send + std::marker::Sync,
     ) -> PyResult<T> {
         loop {
             match self.with(py, &work) {
-                Err(error) if self.blocks && error.is_capacity() => {
+                Err(error) if error.is_capacity() && self.blocks() => {
                     py.check_signals()?;
-                    py.detach(|| {
-                        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-                        drop(self.room.wait_timeout(store, WAIT));
-                    });
+                    // A server has waited itself before it said that there is no room.
+                    if let Place::Here(store) = &self.place {
+                        py.detach(|| store.wait_for_room(WAIT));
+                    }
                 }
                 done => return Ok(done?),
             }
         }
     }
-}
 
-fn closed() -> Error {
-    Error::invalid("store", "closed", "an open store")
+    fn blocks(&self) -> bool {
+        match &self.place {
+            Place::Here(store) => store.blocks(),
+            Place::Served(client) => client.blocks(),
+        }
+    }
 }
 
 fn text<'a, T>(value: &'a str, parse: impl FnOnce(&'a str) -> k15_core::Result<T>) -> Result<T> {
@@ -119,13 +144,8 @@ impl Store {
             let (name, dtype): (String, String) = (name.extract()?, dtype.extract()?);
             options.columns.push(core::Column { name, dtype: argument::dtype(&dtype)? });
         }
-        let store = py.detach(|| core::Store::open(&options)).map_err(CoreError::from)?;
-        Ok(Self {
-            store: Mutex::new(Some(store)),
-            room: Condvar::new(),
-            blocks: options.when_full == WhenFull::Block,
-            pool: Mutex::default(),
-        })
+        let store = py.detach(|| LocalStore::open(&options)).map_err(CoreError::from)?;
+        Ok(Self { place: Place::Here(Arc::new(store)), pool: Mutex::default() })
     }
 
     fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -138,16 +158,26 @@ impl Store {
     }
 
     fn close(&self, py: Python<'_>) -> Result<()> {
-        py.detach(|| {
-            let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-            let flushed = store.as_mut().map_or(Ok(()), core::Store::flush);
-            *store = None;
-            Ok(flushed?)
-        })
+        Ok(py.detach(|| match &self.place {
+            Place::Here(store) => store.close(),
+            Place::Served(client) => {
+                client.close();
+                Ok(())
+            }
+        })?)
     }
 
     fn flush(&self, py: Python<'_>) -> Result<()> {
-        self.with(py, core::Store::flush)
+        self.with(py, |store| store.flush())
+    }
+
+    /// Serve the store to other processes.
+    fn serve(&self, py: Python<'_>, path: PathBuf) -> PyResult<StoreServer> {
+        let store = self.here().ok_or_else(|| {
+            let expected = "a store that this process has open itself";
+            CoreError::from(Error::invalid("store", "a SharedStore", expected))
+        })?;
+        StoreServer::start(py, Arc::clone(store), path)
     }
 
     #[pyo3(signature = (prompt, k, *, version=None))]
@@ -311,7 +341,8 @@ impl Store {
         let offset = offset.map_or(Ok(0), |offset| natural("offset", offset))?;
         let dtype = self.with(py, |store| store.dtype_of(name))?;
         argument::with_bytes("values", values, dtype, |bytes| {
-            self.needing_room(py, |store| store.set_column(id, name, offset, dtype, bytes))
+            let chunk = core::ColumnChunk { trajectory_id: id, offset, bytes };
+            self.needing_room(py, |store| store.set_column_many(name, dtype, &[chunk]))
         })?
     }
 
@@ -337,7 +368,7 @@ impl Store {
     }
 
     fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let columns = self.with(py, |store| Ok(store.columns().to_vec()))?;
+        let columns = self.with(py, |store| store.columns())?;
         let fields = PyDict::new(py);
         for column in columns {
             fields.set_item(column.name, column.dtype.name())?;
@@ -373,12 +404,23 @@ impl Store {
             columns: columns.as_deref(),
         };
         let class = BATCH.import(py, "k15core.types", "PackedBatch")?;
-        let buffers = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let held = &buffers;
-        self.freeing(py, |store| {
-            store.sample(&wanted, &mut held.lock().unwrap_or_else(PoisonError::into_inner))
-        })?;
-        class.call((), Some(&views::arrays(py, buffers)?))
+        let fields = match &self.place {
+            Place::Here(store) => {
+                let buffers = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let held = &buffers;
+                py.detach(|| {
+                    let mut batch = held.lock().unwrap_or_else(PoisonError::into_inner);
+                    store.freeing(|store| Ok(store.sample(&wanted, &mut batch)?))
+                })
+                .map_err(CoreError::from)?;
+                views::arrays(py, buffers)?
+            }
+            Place::Served(client) => {
+                let batch = py.detach(|| client.with(|store| store.sample(&wanted)));
+                views::shared_arrays(py, batch.map_err(CoreError::from)?)?
+            }
+        };
+        class.call((), Some(&fields))
     }
 
     fn mark(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<u64> {
@@ -399,7 +441,7 @@ impl Store {
     }
 
     fn unfinished(&self, py: Python<'_>) -> Result<usize> {
-        self.with(py, |store| Ok(store.unfinished()))
+        self.with(py, |store| store.unfinished())
     }
 
     fn pending_groups(
@@ -408,16 +450,16 @@ impl Store {
         before_version: &Bound<'_, PyAny>,
     ) -> Result<Vec<u64>> {
         let version = natural("before_version", before_version)?;
-        self.with(py, |store| Ok(store.pending_groups(version)))
+        self.with(py, |store| store.pending_groups(version))
     }
 
     fn groups_of_version(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<Vec<u64>> {
         let version = natural("version", version)?;
-        self.with(py, |store| Ok(store.groups_of_version(version)))
+        self.with(py, |store| store.groups_of_version(version))
     }
 
     fn complete_groups(&self, py: Python<'_>) -> Result<Vec<u64>> {
-        self.with(py, |store| Ok(store.complete_groups()))
+        self.with(py, |store| store.complete_groups())
     }
 
     fn group<'py>(
@@ -427,21 +469,15 @@ impl Store {
     ) -> PyResult<Bound<'py, PyDict>> {
         static PROMPT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         let id = natural("group_id", group_id)?;
-        let (members, version, prompt) = self.with(py, |store| {
-            let prompt = store.prompt_of(id)?;
-            let tags: Vec<String> = prompt.tags.iter().map(|&tag| tag.to_owned()).collect();
-            let (tokens, answer) = (prompt.tokens.to_vec(), prompt.answer.to_owned());
-            let prompt = (prompt.prompt_id, tokens, answer, tags, prompt.difficulty);
-            Ok((store.members(id)?, store.created_version(id)?, prompt))
-        })?;
-        let (prompt_id, tokens, answer, tags, difficulty) = prompt;
-        let tags = pyo3::types::PyTuple::new(py, tags)?;
+        let view = self.with(py, |store| store.group(id))?;
+        let tags = pyo3::types::PyTuple::new(py, view.tags)?;
         let class = PROMPT.import(py, "k15core.types", "Prompt")?;
-        let arguments = (prompt_id, PyArray1::from_vec(py, tokens), answer, tags, difficulty);
+        let tokens = PyArray1::from_vec(py, view.tokens);
+        let arguments = (view.prompt_id, tokens, view.answer, tags, view.difficulty);
         let group = PyDict::new(py);
         group.set_item("prompt", class.call1(arguments)?)?;
-        group.set_item("trajectory_ids", members)?;
-        group.set_item("created_version", version)?;
+        group.set_item("trajectory_ids", view.members)?;
+        group.set_item("created_version", view.created_version)?;
         Ok(group)
     }
 
@@ -456,11 +492,11 @@ impl Store {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        store_answers::stats(py, &self.with(py, |store| Ok(store.stats()))?)
+        store_answers::stats(py, &self.with(py, |store| store.stats())?)
     }
 
     fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let report = self.with(py, |store| Ok(store.recovery_report().clone()))?;
+        let report = self.with(py, |store| store.recovery_report())?;
         store_answers::report(py, report)
     }
 }

@@ -7,13 +7,17 @@
 //! fault of a store through the map. The lock file keeps other processes from opening the same
 //! files; what is left is a user who truncates a mapped file by hand, against which no mapping is
 //! safe.
+//!
+//! Memory that several processes write at will is another type, which hands out words and no slices.
 #![expect(unsafe_code, reason = "mapping a file, and atomic access to a word of the map")]
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::pages;
 
@@ -100,6 +104,53 @@ impl Map {
     }
 }
 
+/// Memory that other processes may write at any moment: a memory file of fixed size.
+///
+/// It is never borrowed as plain bytes. Words are loaded and stored one by one, so what others do
+/// meanwhile changes values and breaks nothing.
+pub struct SharedMap {
+    map: MmapRaw,
+}
+
+impl SharedMap {
+    /// A new memory file of so many words, which can never be made smaller or larger.
+    pub fn create(words: usize) -> io::Result<(OwnedFd, Self)> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("k15-store", flags)?;
+        rustix::fs::ftruncate(&file, words as u64 * 8)?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let map = Self::open(&file)?;
+        Ok((file, map))
+    }
+
+    /// Map a memory file that another process made. One that could be made smaller is refused, and
+    /// so is one of huge pages, which may run out: an access to either could be a fatal fault.
+    pub fn open(file: &impl AsFd) -> io::Result<Self> {
+        const TMPFS: i64 = 0x0102_1994;
+        let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        if rustix::fs::fstatfs(file)?.f_type != TMPFS {
+            return refused("not a memory file of ordinary pages");
+        }
+        if !rustix::fs::fcntl_get_seals(file)?.contains(SealFlags::SHRINK) {
+            return refused("a memory file that is not sealed against shrinking");
+        }
+        let size = rustix::fs::fstat(file)?.st_size;
+        if size < 8 {
+            return refused("an empty memory file");
+        }
+        Ok(Self { map: MmapOptions::new().map_raw(&file.as_fd())? })
+    }
+
+    /// The whole of it.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the range is inside the map (its length, rounded down), which lives as long as
+        // the borrow; maps start at a page, so it is aligned; its pages exist and can be written
+        // (the file is sealed against shrinking: checked in `open`, and seals are never taken
+        // off), and hold initialised bytes. Others may write them at any moment: atomics allow it.
+        unsafe { std::slice::from_raw_parts(self.map.as_mut_ptr().cast(), self.map.len() / 8) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +190,28 @@ mod tests {
     #[should_panic(expected = "a word of the map")]
     fn a_word_outside_the_map_is_refused() {
         Map::anonymous(4096).unwrap().publish(4096, 1);
+    }
+    #[test]
+    fn two_maps_of_a_shared_file_are_the_same_memory() {
+        let (file, ours) = SharedMap::create(600).unwrap();
+        let theirs = SharedMap::open(&file).unwrap();
+        assert_eq!((ours.words().len(), theirs.words().len()), (600, 600));
+        theirs.words()[599].store(7, Ordering::Relaxed);
+        assert_eq!(ours.words()[599].load(Ordering::Relaxed), 7);
+        assert!(rustix::fs::ftruncate(&file, 8).is_err());
+    }
+
+    #[test]
+    fn shared_files_that_could_fault_are_refused() {
+        let ordinary = tempfile::tempfile().unwrap();
+        ordinary.set_len(4096).unwrap();
+        assert!(SharedMap::open(&ordinary).is_err());
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("test", flags).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        let why = SharedMap::open(&file).err().unwrap().to_string();
+        assert!(why.contains("not sealed against shrinking"), "{why}");
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
+        assert!(SharedMap::open(&file).is_err(), "it cannot be written");
     }
 }

@@ -71,6 +71,7 @@ pub use group_event::PromptData;
 pub use index::MARKS_KEPT;
 pub use lease::{Lease, Order};
 pub use log::Sync;
+pub use map::SharedMap;
 pub use query::{State, Stats, TrajectoryView};
 pub use recover::{RecoveryReport, TornTail};
 pub use repair::{Repair, TrajectoryLoss, repair};
