@@ -96,18 +96,10 @@ def work_until(
                 done.endings[ending.name] += 1
                 done.wrong += [fault] if fault else []
 
-    def kill() -> None:
-        draws = random.Random(f"{seed} kills {upto}")
-        killed_at = done.runs
-        while not over.wait(draws.expovariate(1 / KILL_EVERY)):
-            if done.runs < killed_at + KILL_RUNS:
-                continue
-            killed_at = done.runs
-            if name := kill_one(draws):
-                done.kills[name] += 1
-
     workers = [threading.Thread(target=work) for _ in range(sandbox.slots)]
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(
+        target=kill_slots, args=(done, over, random.Random(f"{seed} kills {upto}"))
+    )
     for thread in [*workers, killer]:
         thread.start()
     for thread in workers:
@@ -116,6 +108,16 @@ def work_until(
             tell(done)
     over.set()
     killer.join()
+
+
+def kill_slots(done: Soak, over: threading.Event, draws: random.Random) -> None:
+    killed_at = done.runs
+    while not over.wait(draws.expovariate(1 / KILL_EVERY)):
+        if done.runs < killed_at + KILL_RUNS:
+            continue
+        killed_at = done.runs
+        if name := kill_one(draws):
+            done.kills[name] += 1
 
 
 def run(sandbox: Sandbox, ending: Ending, number: int) -> str:
