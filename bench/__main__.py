@@ -15,6 +15,7 @@ CLAIMS = [
     "store",
     "store_durable",
     "store_shared",
+    "transfer_queue",
     "sandbox_direct",
     "sandbox_crun",
     "sandbox_warm",

@@ -119,12 +119,12 @@ def peer_environment(
         install = [str(python), "-m", "pip", "install", "--quiet", *requirements]
         try:
             subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+            if borrow:  # before the installation, which then takes what is there
+                own = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+                own.joinpath("borrowed.pth").write_text(sysconfig.get_path("purelib"))
             subprocess.run(install + ["--no-deps"] * no_deps, check=True)
         except subprocess.CalledProcessError as error:
             raise PeerUnavailableError(f"{' '.join(requirements)}: {error}") from error
-        if borrow:
-            own = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
-            own.joinpath("borrowed.pth").write_text(sysconfig.get_path("purelib"))
         stamp.write_text(wanted)
     return python
 
