@@ -332,7 +332,7 @@ class Store:
     def add_group(self, prompt: Prompt, k: int, *, version: int | None = None) -> list[int]:
         """Open k unfinished trajectories for a prompt under a policy version (0); their ids.
 
-        Group and trajectory ids count up from 0.
+        Group and trajectory ids count up from 0; k is at most 65536.
         """
 
     def lease(

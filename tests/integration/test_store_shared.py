@@ -80,6 +80,8 @@ def test_a_client_is_a_store(store: Store, client: SharedStore, tmp_path: Path) 
         client.append(lease.trajectory_id, lease.epoch, 1, one[0], np.zeros(2, np.float32), 3)
     with pytest.raises(InvalidInputError, match=r"tokens = an array of int64"):
         client.append(lease.trajectory_id, lease.epoch, 1, one[0].astype(np.int64), one[1], 3)
+    with pytest.raises(InvalidInputError, match="k = 4294967295: expected between 1 and 65536"):
+        client.add_group(prompt(), 2**32 - 1)
     np.testing.assert_equal(client.trajectory(0), store.trajectory(0))
     client.release(other.trajectory_id, other.epoch)
     assert client.stats() == store.stats()

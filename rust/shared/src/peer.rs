@@ -244,6 +244,17 @@ mod tests {
         assert!(unknown(Frame { words: u64::MAX, code: 3, ..Frame::default() }));
         assert!(unknown(Frame { code: 999, ..Frame::default() }));
         assert!(unknown(Frame { code: Op::Release as u32, words: 1, ..Frame::default() }));
+        let (code, words) = (Op::AddGroup as u32, 9);
+        let many = [u64::from(u32::MAX), 0, 0, 2, 0x0000_0002_0000_0001, 0, 0, 0, 0];
+        let (reply, _) = ask(
+            &mut Peer::default(),
+            &house,
+            &Frame { code, words, ..Frame::default() },
+            &many,
+            99,
+        )
+        .unwrap();
+        assert_eq!(reply.code, Status::Failed as u32, "a group that no memory holds");
         let session = house.sessions.join(0);
         let client = Client { store: &house.store, sessions: &house.sessions, session };
         let frame = Frame { code: Op::Stats as u32, ..Frame::default() };

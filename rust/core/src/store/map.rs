@@ -213,5 +213,10 @@ mod tests {
         assert!(why.contains("not sealed against shrinking"), "{why}");
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::WRITE).unwrap();
         assert!(SharedMap::open(&file).is_err(), "it cannot be written");
+        // Where the kernel knows huge pages at all.
+        if let Ok(file) = rustix::fs::memfd_create("test", flags | MemfdFlags::HUGETLB) {
+            let why = SharedMap::open(&file).err().unwrap().to_string();
+            assert!(why.contains("ordinary pages"), "{why}");
+        }
     }
 }

@@ -29,8 +29,8 @@ pub struct Chunk<'a> {
 impl Store {
     /// Open k unfinished trajectories for a prompt under a policy version. Returns their ids.
     pub fn add_group(&mut self, prompt: &PromptData<'_>, k: u32, version: u32) -> Result<Vec<u64>> {
-        if k == 0 {
-            return Err(Error::invalid("k", k, "at least 1"));
+        if !(1..=MAX_MEMBERS).contains(&k) {
+            return Err(Error::invalid("k", k, format!("between 1 and {MAX_MEMBERS}")));
         }
         if prompt.tokens.is_empty() {
             return Err(Error::invalid("prompt.input_ids", "empty", "at least one token"));
@@ -251,6 +251,10 @@ impl Store {
         Ok(at >= end)
     }
 }
+
+/// The most responses of a group. Each takes memory as soon as the group is there, so a number that
+/// was meant for something else must not be believed.
+const MAX_MEMBERS: u32 = 1 << 16;
 
 /// The most tokens of a response: positions are int32.
 const MAX_RESPONSE: usize = 1 << 30;
