@@ -28,7 +28,8 @@ def main(backend: str, what: str, directory: str) -> None:
     # Ray and TransferQueue log to stdout, which is for answers here.
     answers, sys.stdout = sys.stdout, sys.stderr
     # For the processes of the cluster.
-    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
+    package = str(Path(__file__).parents[2] / "python")
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
     settings: dict[str, dict[str, Any]] = {
