@@ -42,19 +42,51 @@ impl FinishReason {
 pub(super) enum Event<'a> {
     Base(Base),
     Group(GroupEvent<'a>),
-    Append { trajectory_id: u64, offset: u32, n: u32, version: u32 },
-    Claim { next_epoch: u64 },
-    Finish { trajectory_id: u64, reason: FinishReason },
-    Abort { trajectory_id: u64 },
-    Reward { trajectory_id: u64, reward: f32 },
+    Append {
+        trajectory_id: u64,
+        offset: u32,
+        n: u32,
+        version: u32,
+    },
+    Claim {
+        next_epoch: u64,
+    },
+    Finish {
+        trajectory_id: u64,
+        reason: FinishReason,
+    },
+    Abort {
+        trajectory_id: u64,
+    },
+    Reward {
+        trajectory_id: u64,
+        reward: f32,
+    },
     Use(Vec<u64>),
     Gone(Vec<u64>),
-    Mark { id: u64, version: u32 },
-    Rewind { mark: u64 },
+    Mark {
+        id: u64,
+        version: u32,
+    },
+    /// The ids that come next after it; format 1 did not say them.
+    Rewind {
+        mark: u64,
+        next: Option<(u64, u64)>,
+    },
     MovedGroup(GroupEvent<'a>),
-    MovedAppend { trajectory_id: u64, offset: u32, n: u32, version: u32 },
-    MovedEnd { group_id: u64 },
-    MovedAbort { trajectory_id: u64, under: u32 },
+    MovedAppend {
+        trajectory_id: u64,
+        offset: u32,
+        n: u32,
+        version: u32,
+    },
+    MovedEnd {
+        group_id: u64,
+    },
+    MovedAbort {
+        trajectory_id: u64,
+        under: u32,
+    },
     Column(ColumnEvent),
     MovedColumn(ColumnEvent),
 }
@@ -114,7 +146,10 @@ impl<'a> Event<'a> {
             Kind::Use => Self::Use(ids(&mut reader, payload.len())?),
             Kind::Evict | Kind::Drop => Self::Gone(ids(&mut reader, payload.len())?),
             Kind::Mark => Self::Mark { id: subject, version: reader.u32()? },
-            Kind::Rewind => Self::Rewind { mark: subject },
+            Kind::Rewind if payload.is_empty() => Self::Rewind { mark: subject, next: None },
+            Kind::Rewind => {
+                Self::Rewind { mark: subject, next: Some((reader.u64()?, reader.u64()?)) }
+            }
             Kind::MovedEnd => Self::MovedEnd { group_id: subject },
             Kind::MovedAbort => Self::MovedAbort { trajectory_id: subject, under: reader.u32()? },
             Kind::Column => Self::Column(ColumnEvent::decode(subject, &mut reader)?),

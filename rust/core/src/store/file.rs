@@ -7,8 +7,10 @@
 //! `synced` is how far the disk is known to have it all: what is damaged below that was damaged
 //! later. Both words carry a checksum of their own in their upper half, so that each is one store.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::disk::Disk;
 use super::map::Map;
 use super::record::{self, Header, u32_at, u64_at};
 use crate::error::{Error, Result};
@@ -228,10 +230,15 @@ impl LogFile {
         self.map.publish(COMMITTED, checked_word(end));
     }
 
-    /// Clear what lies behind the end, so that nothing of it can be taken for a record later.
-    pub(super) fn clear_rest(&mut self) {
-        let end = self.end;
+    /// Make `end` the end of the log in this file, and clear what lies behind, so that nothing of
+    /// it can be taken for a record later: on the disk too, if there is one.
+    pub(super) fn cut(&mut self, end: usize, disk: Option<&dyn Disk>) -> io::Result<()> {
+        self.set_end(end);
         self.map.bytes_mut()[end..].fill(0);
+        match (disk, &self.path) {
+            (Some(disk), Some(path)) => disk.sync(path, &self.map, 0, self.len()),
+            _ => Ok(()),
+        }
     }
 
     /// The header of the record that begins at `at`, if there is one.
@@ -257,13 +264,18 @@ impl LogFile {
     }
 
     /// Put everything up to the end on the disk.
-    pub(super) fn sync(&mut self) -> std::io::Result<()> {
-        if self.synced < self.end {
-            self.map.sync(0, self.end)?;
+    pub(super) fn sync(&mut self, disk: &dyn Disk) -> io::Result<()> {
+        if let Some(path) = self.path.as_ref().filter(|_| self.synced < self.end) {
+            disk.sync(path, &self.map, 0, self.end)?;
             self.synced = self.end;
             self.map.publish(SYNCED, checked_word(self.end));
         }
         Ok(())
+    }
+
+    /// Put the header on the disk, of a file that has another name as yet.
+    pub(super) fn sync_header(&self, disk: &dyn Disk, path: &Path) -> io::Result<()> {
+        disk.sync(path, &self.map, 0, DATA)
     }
 
     pub(super) fn into_map(self) -> Map {

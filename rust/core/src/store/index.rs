@@ -134,7 +134,7 @@ impl Index {
                 self.base.marks.drain(..surplus);
                 self.forget_the_past();
             }
-            &Event::Rewind { mark } => self.rewind(mark)?,
+            &Event::Rewind { mark, next } => self.rewind(mark, next)?,
             Event::MovedGroup(event) => {
                 let group = new_group(event, (at, payload, true), size);
                 let members = event.members.iter().map(|state| moved_member(event, *state));

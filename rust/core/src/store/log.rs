@@ -8,12 +8,14 @@
 //! goes first.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::FlockOperation;
 
+use super::disk::{Disk, FileSystem, make_directory};
 use super::file::{DATA, FORMAT, Location, LogFile};
 use super::map::Map;
 use super::record::{self, Header, Kind};
@@ -45,6 +47,7 @@ impl Sync {
 /// The directory of a store, locked against other openers.
 pub(super) struct Home {
     pub(super) directory: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
     _lock: Option<File>,
 }
 
@@ -65,7 +68,7 @@ pub(super) fn storage(path: &Path, action: &'static str) -> impl FnOnce(io::Erro
 impl Home {
     /// Make the directory if need be, and lock it.
     pub(super) fn open(directory: &Path) -> Result<Self> {
-        fs::create_dir_all(directory).map_err(storage(directory, "create the directory"))?;
+        make_directory(directory).map_err(storage(directory, "create the directory"))?;
         let path = directory.join("lock");
         let lock = File::options().create(true).append(true).open(&path);
         let lock = lock.map_err(storage(&path, "open"))?;
@@ -85,12 +88,23 @@ impl Home {
 
     /// The same directory for a log that lives while this holds the lock.
     pub(super) fn under_lock(&self) -> Self {
-        Self { directory: self.directory.clone(), _lock: None }
+        let (directory, disk) = (self.directory.clone(), Arc::clone(&self.disk));
+        Self { directory, disk, _lock: None }
+    }
+
+    /// The same directory on another disk.
+    #[cfg(test)]
+    pub(super) fn on(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = disk;
+        self
     }
 
     fn lock(directory: &Path, lock: Option<File>, how: FlockOperation) -> Result<Self> {
         match lock.as_ref().map_or(Ok(()), |lock| rustix::fs::flock(lock, how)) {
-            Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: lock }),
+            Ok(()) => {
+                let (directory, disk) = (directory.to_owned(), Arc::new(FileSystem));
+                Ok(Self { directory, disk, _lock: lock })
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(storage(directory, "open the store")(io::Error::new(
                     io::ErrorKind::ResourceBusy,
@@ -102,8 +116,8 @@ impl Home {
     }
 
     pub(super) fn sync(&self) -> Result<()> {
-        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        directory.map_err(storage(&self.directory, "sync the directory"))
+        let synced = self.disk.sync_directory(&self.directory);
+        synced.map_err(storage(&self.directory, "sync the directory"))
     }
 }
 
@@ -129,6 +143,11 @@ impl Log {
         self.files.back().is_some_and(|file| file.format == FORMAT)
     }
 
+    /// Identifies the running system.
+    pub(super) fn boot(&self) -> [u8; 16] {
+        self.home.as_ref().map_or_else(|| FileSystem.boot(), |home| home.disk.boot())
+    }
+
     /// Bytes that the open file still takes.
     pub(super) fn left(&self) -> usize {
         self.files.back().map_or(0, |file| file.len() - file.end)
@@ -148,10 +167,15 @@ impl Log {
         };
         let mut file = LogFile::create(map, sequence, self.next_number);
         if let (Some(home), Some(spare)) = (&self.home, path) {
+            let is_synced = self.sync != Sync::Never;
+            if is_synced {
+                let synced = file.sync_header(&*home.disk, &spare);
+                synced.map_err(storage(&spare, "sync the header"))?;
+            }
             let path = home.directory.join(log_name(sequence));
-            fs::rename(&spare, &path).map_err(storage(&spare, "rename"))?;
+            home.disk.rename(&spare, &path).map_err(storage(&spare, "rename"))?;
             file.path = Some(path);
-            if self.sync != Sync::Never {
+            if is_synced {
                 home.sync()?;
             }
         }
@@ -166,17 +190,8 @@ impl Log {
             return Ok((map.map_err(storage(Path::new("memory"), "map"))?, None));
         };
         let path = home.directory.join(spare_name(sequence));
-        let file = File::options().create(true).truncate(true).read(true).write(true).open(&path);
-        let file = file.map_err(storage(&path, "create"))?;
-        let allocated = allocate_blocks(&file, self.file_bytes).and_then(|()| Map::file(&file));
-        match allocated {
-            Ok(map) => Ok((map, Some(path))),
-            Err(source) => {
-                // What was allocated in part is of no use; the disk is better off without it.
-                fs::remove_file(&path).ok();
-                Err(storage(&path, "allocate the next log file")(source))
-            }
-        }
+        let map = home.disk.create(&path, self.file_bytes);
+        Ok((map.map_err(storage(&path, "allocate the next log file"))?, Some(path)))
     }
 
     /// Write one record, which must fit the open file.
@@ -202,8 +217,10 @@ impl Log {
             if file.synced >= file.end {
                 break;
             }
-            let name = file.name();
-            file.sync().map_err(storage(Path::new(&name), "sync"))?;
+            if let Some(home) = &self.home {
+                let name = file.name();
+                file.sync(&*home.disk).map_err(storage(Path::new(&name), "sync"))?;
+            }
         }
         Ok(())
     }
@@ -215,9 +232,12 @@ impl Log {
         let mut spare = None;
         if let (Some(home), Some(path)) = (&self.home, &file.path) {
             let to = home.directory.join(spare_name(sequence));
-            fs::rename(path, &to).map_err(storage(path, "rename"))?;
+            home.disk.rename(path, &to).map_err(storage(path, "rename"))?;
             if !keep {
-                fs::remove_file(&to).map_err(storage(&to, "remove"))?;
+                home.disk.remove(&to).map_err(storage(&to, "remove"))?;
+            }
+            if self.sync != Sync::Never {
+                home.sync()?;
             }
             spare = Some(to);
         }
@@ -234,16 +254,4 @@ pub(super) fn log_name(sequence: u64) -> String {
 
 fn spare_name(sequence: u64) -> String {
     format!("{sequence:020}.spare")
-}
-
-fn allocate_blocks(file: &File, len: usize) -> io::Result<()> {
-    use rustix::io::Errno;
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len as u64) {
-        // A file system without the call gets its blocks by being written.
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-            let mut file = file;
-            io::copy(&mut io::Read::take(io::repeat(0), len as u64), &mut file).map(|_| ())
-        }
-        other => other.map_err(io::Error::from),
-    }
 }

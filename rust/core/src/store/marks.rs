@@ -26,13 +26,14 @@ impl Store {
     /// finishes and scores of that version or an older one. What belongs to later versions, whose
     /// weights no longer exist, is cut, and ids go on from what is left. All leases are void.
     pub fn rewind(&mut self, mark: u64) -> Result<()> {
-        if !self.index.base.marks.iter().any(|kept| kept.id == mark) {
-            let kept: Vec<String> =
-                self.index.base.marks.iter().map(|kept| kept.id.to_string()).collect();
+        let marks = &self.index.base.marks;
+        let Some(found) = marks.iter().find(|kept| kept.id == mark) else {
+            let kept: Vec<String> = marks.iter().map(|kept| kept.id.to_string()).collect();
             let kept = if kept.is_empty() { "none".into() } else { kept.join(", ") };
             return Err(Error::invalid("mark", mark, format!("one of those kept: {kept}")));
-        }
-        self.write_control(Kind::Rewind, mark, &[])?;
+        };
+        let (group, trajectory) = self.index.next_after(found);
+        self.write_control(Kind::Rewind, mark, &ids_payload(&[group, trajectory]))?;
         if self.log.sync != Sync::Never {
             self.flush()?;
         }

@@ -109,7 +109,7 @@ impl Mender {
                 }
                 true
             }
-            Event::Rewind { mark } => self.returns(mark),
+            Event::Rewind { mark, .. } => self.returns(mark),
             Event::MovedGroup(ref event) => {
                 self.moving = Some(Move::new(event));
                 true
@@ -163,11 +163,12 @@ impl Mender {
             return Ok(());
         };
         let (kind, id) = (header.kind, header.subject);
-        if header.payload == 0
+        if (header.payload == 0 || kind == Kind::Rewind)
             && let Ok(event) = Event::decode(kind, id, &[])
         {
-            // All of it is in the header: only the checksum of nothing is wrong.
-            let (offset, size) = (usize::try_from(loss.offset).unwrap_or(0), record::HEADER);
+            // All of it is in the header, or can be worked out.
+            let offset = usize::try_from(loss.offset).unwrap_or(0);
+            let size = record::size(header.payload);
             return self.record(&Whole { file, offset, header, event, size });
         }
         let tokens = (header.payload.saturating_sub(APPEND_FIELDS) / 9) as u64;

@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 
 mod base;
 mod column;
+mod disk;
 mod event;
 mod file;
 mod group_event;
@@ -52,6 +53,8 @@ mod marks;
 mod mend;
 mod mend_move;
 mod past;
+#[cfg(test)]
+mod power_tests;
 mod query;
 mod record;
 mod recover;
@@ -59,6 +62,8 @@ mod repair;
 mod rewrite;
 mod sample;
 mod scan;
+#[cfg(test)]
+mod sim_disk;
 mod snapshot;
 mod space;
 mod state;
@@ -165,12 +170,17 @@ impl Store {
     /// [`Error::Storage`] if another opener holds the directory or the system refuses,
     /// [`Error::Corruption`] if a record is damaged or of another format: nothing is changed then.
     pub fn open(options: &Options) -> Result<Self> {
-        let file_bytes = options.file_bytes()?;
+        options.file_bytes()?;
         if options.max_uses == 0 {
             return Err(Error::invalid("max_uses", 0, "at least 1"));
         }
         column::merge(&[], &options.columns)?;
         let home = options.directory.as_deref().map(Home::open).transpose()?;
+        Self::open_in(home, options)
+    }
+
+    fn open_in(home: Option<Home>, options: &Options) -> Result<Self> {
+        let file_bytes = options.file_bytes()?;
         let mut log = Log::new(home, file_bytes, options.sync);
         let mut index = Index::new(options.max_uses);
         let report = recover::recover(&mut log, &mut index)?;
@@ -182,7 +192,7 @@ impl Store {
             report,
             failed: false,
         };
-        store.index.base.boot = recover::boot_id();
+        store.index.base.boot = store.log.boot();
         store.index.base.columns = column::merge(&store.index.base.columns, &options.columns)?;
         let base = store.index.base.encode();
         // A file of an earlier format stays one.

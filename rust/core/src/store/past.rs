@@ -1,5 +1,6 @@
 //! What is behind a mark: to be forgotten, or to be returned to.
 
+use super::base::Mark;
 use super::index::Index;
 use super::state::Group;
 use crate::error::{Error, Result};
@@ -27,7 +28,7 @@ impl Index {
     }
 
     /// Undo what came after a mark.
-    pub(super) fn rewind(&mut self, mark: u64) -> Result<()> {
+    pub(super) fn rewind(&mut self, mark: u64, next: Option<(u64, u64)>) -> Result<()> {
         let found = self.base.marks.iter().find(|m| m.id == mark).copied();
         let mark = found.ok_or_else(|| {
             Error::Corruption(format!("the log returns to mark {mark}, which is not kept"))
@@ -46,15 +47,20 @@ impl Index {
         for trajectory in self.trajectories.values_mut() {
             trajectory.take_back(mark.version);
         }
-        (self.base.next_group, self.base.next_trajectory) = (mark.next_group, mark.next_trajectory);
-        if let Some((id, group)) = self.groups.last_key_value() {
-            self.base.next_group = mark.next_group.max(id + 1);
-            let after = group.first_trajectory + u64::from(group.k);
-            self.base.next_trajectory = mark.next_trajectory.max(after);
-        }
+        let next = next.unwrap_or_else(|| self.next_after(&mark));
+        (self.base.next_group, self.base.next_trajectory) = next;
         for id in self.groups.keys().copied().collect::<Vec<_>>() {
             self.classify(id);
         }
         Ok(())
+    }
+
+    /// The ids that come next after a return to a mark. Asked while all groups are known: when the
+    /// log is read again, some may have gone with their file.
+    pub(super) fn next_after(&self, mark: &Mark) -> (u64, u64) {
+        let kept = self.groups.iter().rev().find(|(_, group)| group.version <= mark.version);
+        let after = kept
+            .map_or((0, 0), |(id, group)| (id + 1, group.first_trajectory + u64::from(group.k)));
+        (mark.next_group.max(after.0), mark.next_trajectory.max(after.1))
     }
 }

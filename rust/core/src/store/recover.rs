@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::event::Event;
 use super::file::{DATA, Damage, Location, LogFile};
 use super::index::Index;
-use super::log::{Log, log_name, storage};
+use super::log::{Log, Sync, log_name, storage};
 use super::map::Map;
 use super::record::{Header, Kind};
 use crate::error::{Error, Result};
@@ -47,13 +47,6 @@ pub struct RecoveryReport {
     pub torn: Option<TornTail>,
 }
 
-/// Identifies the running system; zeros where it does not say.
-pub(super) fn boot_id() -> [u8; 16] {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    u128::from_str_radix(&digits, 16).map_or([0; 16], u128::to_be_bytes)
-}
-
 /// Read the files of the log's directory into the index.
 pub(super) fn recover(log: &mut Log, index: &mut Index) -> Result<RecoveryReport> {
     let Some(home) = &log.home else { return Ok(RecoveryReport::default()) };
@@ -68,8 +61,14 @@ pub(super) fn recover(log: &mut Log, index: &mut Index) -> Result<RecoveryReport
         if length == log.file_bytes as u64 {
             log.spares.push((map(&path, Access::Write)?, Some(path)));
         } else {
-            fs::remove_file(&path).map_err(storage(&path, "remove"))?;
+            remove(log, &path)?;
         }
+    }
+    if log.sync != Sync::Never
+        && let Some(home) = &log.home
+    {
+        // Whoever had it open before may not have cared.
+        home.sync()?;
     }
     Ok(report)
 }
@@ -116,10 +115,25 @@ fn read(
     index: &mut Index,
     report: &mut RecoveryReport,
 ) -> Result<Option<(usize, usize)>> {
-    let (now, mut then) = (boot_id(), [0; 16]);
+    let (now, mut then) = (log.boot(), [0; 16]);
     let last = log.files.len().saturating_sub(1);
+    let mut before: Option<(&LogFile, usize)> = None;
     for (place, file) in log.files.iter().enumerate() {
         if file.first_number != log.next_number {
+            // The end of the file before may never have reached the disk, with the word that says
+            // how far it went.
+            let lost = |&(before, at): &(&LogFile, usize)| {
+                at >= before.synced && file.first_number > log.next_number && is_reboot(now, then)
+            };
+            if let Some((before, at)) = before.filter(lost) {
+                report.torn = Some(TornTail {
+                    file: before.name(),
+                    offset: at as u64,
+                    bytes: bytes_from(log, place),
+                    record: "a record that is not there".into(),
+                });
+                return Ok(Some((place - 1, at)));
+            }
             return Err(Error::Corruption(format!(
                 "{}: begins with record {}, where record {} was expected",
                 file.name(),
@@ -155,19 +169,18 @@ fn read(
                         }
                         _ => None,
                     };
-                    if inside && (at < file.synced || (then == now && now != [0; 16])) {
+                    if inside && (at < file.synced || !is_reboot(now, then)) {
                         return Err(damaged(file, at, log.next_number, known, &found));
                     }
                     if !inside && known.is_none() {
                         break;
                     }
-                    let rest = log.files.iter().skip(place + 1).map(|f| (f.end - DATA) as u64);
                     let torn = known.map_or(0, |h| super::record::size(h.payload));
                     let end = file.end.max((at + torn).min(file.len()));
                     report.torn = Some(TornTail {
                         file: file.name(),
                         offset: at as u64,
-                        bytes: (end - at) as u64 + rest.sum::<u64>(),
+                        bytes: (end - at) as u64 + bytes_from(log, place + 1),
                         record: known.map_or_else(
                             || "a record whose header is damaged".into(),
                             |h| format!("{} {}", h.kind.subject(), h.subject),
@@ -181,8 +194,19 @@ fn read(
             // A whole record behind the word: the process died before it could acknowledge it.
             return Ok(Some((place, at)));
         }
+        before = Some((file, at));
     }
     Ok(None)
+}
+
+/// Whether the system that wrote went down since, as far as is known.
+fn is_reboot(now: [u8; 16], then: [u8; 16]) -> bool {
+    then != now || now == [0; 16]
+}
+
+/// Bytes of records in the files from one on.
+fn bytes_from(log: &Log, place: usize) -> u64 {
+    log.files.iter().skip(place).map(|file| (file.end - DATA) as u64).sum()
 }
 
 fn apply<'a>(
@@ -238,19 +262,30 @@ fn damaged(
     ))
 }
 
-/// Make `offset` of the file the end of the log: later files go first, so that a crash in between
-/// finds the same damage again.
+/// Make `offset` of the file the end of the log: later files go first, newest first, so that a crash
+/// in between finds the same damage again.
 fn cut_at(log: &mut Log, place: usize, offset: usize) -> Result<()> {
+    let is_synced = log.sync != Sync::Never;
     while log.files.len() > place + 1 {
         if let Some(path) = log.files.pop_back().and_then(|file| file.path) {
-            fs::remove_file(&path).map_err(storage(&path, "remove"))?;
+            remove(log, &path)?;
+            if let Some(home) = log.home.as_ref().filter(|_| is_synced) {
+                home.sync()?;
+            }
         }
     }
+    let home = log.home.as_ref().filter(|_| is_synced);
     if let Some(file) = log.files.back_mut() {
-        file.set_end(offset);
-        file.clear_rest();
+        let name = file.name();
+        let cut = file.cut(offset, home.map(|home| &*home.disk));
+        cut.map_err(storage(Path::new(&name), "sync"))?;
     }
     Ok(())
+}
+
+fn remove(log: &Log, path: &Path) -> Result<()> {
+    let removed = log.home.as_ref().map_or(Ok(()), |home| home.disk.remove(path));
+    removed.map_err(storage(path, "remove"))
 }
 
 /// The log's files in order, and the spares.

@@ -178,7 +178,7 @@ fn write(home: Home, volumes: Vec<Volume>, mender: Mender) -> Result<Vec<PathBuf
         report: RecoveryReport::default(),
         failed: false,
     };
-    store.index.base.boot = recover::boot_id();
+    store.index.base.boot = store.log.boot();
     store.fit_files()?;
     store.open_next_file()?;
     for id in store.index.groups.keys().copied().collect::<Vec<_>>() {
