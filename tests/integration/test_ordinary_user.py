@@ -102,6 +102,63 @@ print(os.listdir("/proc"), os.uname().nodename)
     ], result
 
 
+LIMITS_OF_ITS_OWN = """
+import resource
+names = ["CPU", "FSIZE", "STACK", "NOFILE", "CORE", "MEMLOCK", "NPROC", "NICE", "RTPRIO"]
+each = {name: getattr(resource, "RLIMIT_" + name) for name in names}
+print([resource.getrlimit(number)[1] for number in each.values()])
+print([resource.prlimit(1, number)[1] for number in each.values()])
+for name, number in each.items():
+    for pid in (0, 1):
+        soft, hard = resource.prlimit(pid, number)
+        try:
+            resource.prlimit(pid, number, (soft, hard + 1))
+            print("BREACH:", name, "of", pid)
+        except (ValueError, PermissionError):
+            pass
+"""
+
+
+def test_limits_are_not_raised_and_those_of_init_go_with_it(sandbox: Sandbox) -> None:
+    first = sandbox.run(LIMITS_OF_ITS_OWN, language="python")
+    assert (first.verdict, first.stdout.count(b"\n")) == ("ok", 2), first
+    # Its init is of the same user, so its limits can be lowered. Nothing comes of it.
+    lower = """
+import os, resource
+for name in ("CPU", "FSIZE", "STACK", "NOFILE", "NPROC"):
+    resource.prlimit(1, getattr(resource, "RLIMIT_" + name), (0, 0))
+for _ in range(200):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os._exit(0)  # an orphan: init's
+        os._exit(0)
+    os.wait()
+print("lowered")
+raise SystemExit(3)
+"""
+    result = sandbox.run(lower, language="python")
+    assert (result.verdict, result.exit_code, result.stdout) == ("nonzero_exit", 3, b"lowered\n")
+    for _ in range(4):
+        assert sandbox.run(LIMITS_OF_ITS_OWN, language="python").stdout == first.stdout
+
+
+def test_a_run_that_takes_its_output_back_has_none_and_harms_no_other(sandbox: Sandbox) -> None:
+    source = """
+import os
+os.write(1, b"x" * 1000)
+mine = os.open("/proc/self/fd/1", os.O_RDONLY)
+os.write(2, str(len(os.read(mine, 1000))).encode())
+feed = os.open("/proc/self/fd/0", os.O_WRONLY | os.O_NONBLOCK)
+os.write(feed, b"more")
+if os.fork() == 0:
+    os.read(mine, 1)  # waits for what comes next, for ever
+os.write(2, b" " + os.read(0, 100))
+"""
+    result = sandbox.run(source, language="python", stdin=b"input ")
+    assert (result.verdict, result.stdout, result.stderr) == ("ok", b"", b"1000 input more"), result
+    assert sandbox.run("cat; echo 2", language="bash", stdin=b"1 ").stdout == b"1 2\n"
+
+
 def test_no_process_of_the_same_user_can_be_reached(sandbox: Sandbox) -> None:
     pids = [
         int(path.name)
