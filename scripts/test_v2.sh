@@ -40,7 +40,7 @@ boot() {
     -kernel "$work/kernel/boot/vmlinuz-$version" -initrd "$work/initrd.cpio" \
     -append "console=ttyS0 quiet panic=-1 cgroup_no_v1=all ${*:3}" </dev/null 2>&1
 }
-accelerator=tcg,thread=multi slow=12
+accelerator=tcg,thread=multi slow=24
 # Inside a virtual machine KVM may be there and not work.
 if [ -w /dev/kvm ] && { boot kvm 20 || true; } | grep -q "k15-v2: up"; then accelerator=kvm slow=1; fi
 echo "booting with $accelerator"

@@ -86,6 +86,8 @@ class Sandbox:
 
     A host that cannot enforce a limit is refused (UnenforceableError says what to do) unless
     `allow_unenforced` names it: `memory_bytes`, `processes`, `cpu_seconds` or `cpus`.
+    On cgroup v2 a process alone in its cgroup, with what it has started, lives in a group below it
+    for as long as it has a sandbox: docs/cgroup-v2.md.
 
     An ordinary user has the same walls (in a user namespace, by the direct runner) and the limits
     of whatever cgroups were delegated to it. Runs are then this user to the kernel: a file that

@@ -187,7 +187,10 @@ fn may_write(directory: &Path) -> bool {
 fn locate(target: &str, root: &str, path: &str) -> PathBuf {
     let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or("");
     let mut directory = PathBuf::from(target.replace("\\040", " "));
-    directory.push(below.trim_start_matches('/'));
+    let below = below.trim_start_matches('/');
+    if !below.is_empty() {
+        directory.push(below); // nothing would leave a slash at the end
+    }
     directory
 }
 
