@@ -107,47 +107,53 @@ import resource
 names = ["CPU", "FSIZE", "STACK", "NOFILE", "CORE", "MEMLOCK", "NPROC", "NICE", "RTPRIO"]
 each = {name: getattr(resource, "RLIMIT_" + name) for name in names}
 print([resource.getrlimit(number)[1] for number in each.values()])
-print([resource.prlimit(1, number)[1] for number in each.values()])
 for name, number in each.items():
-    for pid in (0, 1):
-        soft, hard = resource.prlimit(pid, number)
+    soft, hard = resource.getrlimit(number)
+    for pid, limits in [(0, (soft, hard + 1)), (1, (0, 0))]:
         try:
-            resource.prlimit(pid, number, (soft, hard + 1))
+            resource.prlimit(pid, number, limits)
             print("BREACH:", name, "of", pid)
         except (ValueError, PermissionError):
             pass
 """
 
 
-def test_limits_are_not_raised_and_those_of_init_go_with_it(sandbox: Sandbox) -> None:
+def test_limits_are_not_raised_and_those_of_init_not_touched(sandbox: Sandbox) -> None:
     first = sandbox.run(LIMITS_OF_ITS_OWN, language="python")
-    assert (first.verdict, first.stdout.count(b"\n")) == ("ok", 2), first
-    # Its init is of the same user, so its limits can be lowered. Nothing comes of it.
+    assert (first.verdict, first.stdout.count(b"\n")) == ("ok", 1), first
+    # Its init is of the same user: a limit of its processor time would end it, and the run.
     lower = """
 import os, resource
 for name in ("CPU", "FSIZE", "STACK", "NOFILE", "NPROC"):
-    resource.prlimit(1, getattr(resource, "RLIMIT_" + name), (0, 0))
+    try:
+        resource.prlimit(1, getattr(resource, "RLIMIT_" + name), (0, 0))
+    except PermissionError:
+        print("held")
 for _ in range(200):
     if os.fork() == 0:
         if os.fork() == 0:
             os._exit(0)  # an orphan: init's
         os._exit(0)
     os.wait()
-print("lowered")
 raise SystemExit(3)
 """
     result = sandbox.run(lower, language="python")
-    assert (result.verdict, result.exit_code, result.stdout) == ("nonzero_exit", 3, b"lowered\n")
+    assert (result.verdict, result.exit_code, result.stdout) == ("nonzero_exit", 3, b"held\n" * 5)
     for _ in range(4):
         assert sandbox.run(LIMITS_OF_ITS_OWN, language="python").stdout == first.stdout
 
 
-def test_a_run_that_takes_its_output_back_has_none_and_harms_no_other(sandbox: Sandbox) -> None:
+def test_a_run_that_takes_its_output_back_lacks_it_and_harms_no_other(sandbox: Sandbox) -> None:
     source = """
 import os
+mine = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
 os.write(1, b"x" * 1000)
-mine = os.open("/proc/self/fd/1", os.O_RDONLY)
-os.write(2, str(len(os.read(mine, 1000))).encode())
+try:
+    taken = len(os.read(mine, 1000))
+except BlockingIOError:
+    taken = 0  # it has been read already
+os.write(2, str(taken).encode())
+os.set_blocking(mine, True)
 feed = os.open("/proc/self/fd/0", os.O_WRONLY | os.O_NONBLOCK)
 os.write(feed, b"more")
 if os.fork() == 0:
@@ -155,7 +161,9 @@ if os.fork() == 0:
 os.write(2, b" " + os.read(0, 100))
 """
     result = sandbox.run(source, language="python", stdin=b"input ")
-    assert (result.verdict, result.stdout, result.stderr) == ("ok", b"", b"1000 input more"), result
+    taken, _, rest = result.stderr.partition(b" ")
+    assert (result.verdict, rest) == ("ok", b"input more"), result
+    assert int(taken) + len(result.stdout) == 1000
     assert sandbox.run("cat; echo 2", language="bash", stdin=b"1 ").stdout == b"1 2\n"
 
 

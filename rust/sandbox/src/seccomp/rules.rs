@@ -273,7 +273,7 @@ pub const RULES: &[Rule] = &[
     ),
     always(
         calls![
-            SYS_getrlimit SYS_setrlimit SYS_prlimit64 SYS_getrusage
+            SYS_getrlimit SYS_setrlimit SYS_getrusage
         ],
         "limits, which it can only lower",
     ),
@@ -303,6 +303,11 @@ pub const RULES: &[Rule] = &[
             SYS_msgget SYS_msgsnd SYS_msgrcv SYS_msgctl
         ],
         "System V IPC, in an ipc namespace without objects of any other run",
+    ),
+    when(
+        calls![SYS_prlimit64],
+        When::OneOf { argument: 0, values: &[0], errno: libc::EPERM },
+        "one's own limits; an ordinary user's run could else have its init ended by one",
     ),
     when(
         calls![SYS_shmget],
