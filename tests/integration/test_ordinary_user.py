@@ -189,7 +189,11 @@ for pid in map(int, sys.argv[1:]):
 # Init is of this user, so that the kernel lets these through; they must change nothing.
 for number in (9, 19, 2, 15):
     os.kill(1, number)
-resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))
+try:
+    resource.prlimit(1, resource.RLIMIT_CPU, (0, 0))
+    print("BREACH: init's limits")
+except OSError:
+    pass
 for name in ("mem", "environ", "maps", "fd", "root"):
     try:
         path = f"/proc/1/{name}"
@@ -313,7 +317,8 @@ def test_leftovers_are_entered_where_only_this_user_writes(
         folder = tmp_path / "k15core"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert [path.name.split("-")[1] for path in folder.iterdir()] == [str(os.getpid())]
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
+    folder.mkdir()
     folder.chmod(0o770)
     with pytest.raises(InvalidInputError, match="a directory that only this user can write to"):
         Sandbox(slots=1, allow_unenforced=ALLOWED)
