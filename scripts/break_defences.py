@@ -38,10 +38,10 @@ PIDS = ('"pids" => Box::new(pids::Pids::open(directory)?),', '"pids" => continue
 NPROC = "        (libc::RLIMIT_NPROC, limits.processes + beside), // of its user"
 
 REMARK = (
-    "\nA test also fails where its slot is not the same afterwards. Without the network namespace a slot"
-    " that looks for sockets of the last run finds the host's, and is replaced after every run;"
-    " without the ipc namespace segments of earlier attacks are, most likely, still charged to the slot"
-    " when the next ones run."
+    "\nA test also fails where its slot is not the same afterwards. Without the network namespace a"
+    " slot that looks for sockets of the last run finds the host's, and is replaced after every"
+    " run; without the ipc namespace segments of earlier attacks are, most likely, still charged to"
+    " the slot when the next ones run."
 )
 
 BREAKS = [
