@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -113,10 +114,11 @@ def insert(directory: Path) -> list[Entry]:
 def recover(directory: Path) -> list[Entry]:
     room = shutil.disk_usage(directory).free // 8
     size = int(os.environ.get("BENCH_STORE_LOG_BYTES", min(4 << 30, room)))
-    home, options = directory / "log", {"capacity_bytes": 2 * size + (1 << 30), "sync": "never"}
+    home = directory / "log"
+    options: dict[str, Any] = {"capacity_bytes": 2 * size + (1 << 30), "sync": "never"}
     work = responses(TRAJECTORIES, 2700, 131_072)
     written = 0
-    with Store(home, **options) as store:  # type: ignore[arg-type]  # the keywords are right
+    with Store(home, **options) as store:
         while written < size:
             for who, columns in zip(open_groups(store, TRAJECTORIES, 8), work, strict=True):
                 store.append(*who, 0, columns[0], columns[1], 0, loss_mask=columns[2])
@@ -124,7 +126,7 @@ def recover(directory: Path) -> list[Entry]:
 
     def ours() -> float:
         start = time.perf_counter()
-        store = Store(home, **options)  # type: ignore[arg-type]  # the keywords are right
+        store = Store(home, **options)
         seconds = time.perf_counter() - start
         store.close()
         return seconds

@@ -10,8 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.managers import BaseManager
 from pathlib import Path
@@ -60,6 +61,8 @@ class Buffer:
 
 class Manager(BaseManager):
     """Serves a `Buffer`."""
+
+    Buffer: Callable[[], Any]
 
 
 Manager.register("Buffer", Buffer)
@@ -130,7 +133,7 @@ def run() -> list[Entry]:
     with ExitStack() as stack:
         client = stack.enter_context(served())
         manager = stack.enter_context(Manager(ctx=multiprocessing.get_context("spawn")))
-        buffer = manager.Buffer()  # type: ignore[attr-defined]
+        buffer = manager.Buffer()
         here = stack.enter_context(Store(**OPTIONS))
 
         def managed(pieces: list[tuple[int, int, Columns]]) -> float:
@@ -141,11 +144,8 @@ def run() -> list[Entry]:
             pieces = cut(work, length)
             entries += compare(
                 f"store.shared_{name}",
-                lambda pieces=pieces: append(client, pieces),  # type: ignore[misc]
-                {
-                    HERE: lambda pieces=pieces: append(here, pieces),  # type: ignore[misc]
-                    MANAGER: lambda pieces=pieces: managed(pieces),  # type: ignore[misc]
-                },
+                partial(append, client, pieces),
+                {HERE: partial(append, here, pieces), MANAGER: partial(managed, pieces)},
                 bars={MANAGER: least},
                 unit="Mtok/s",
                 figure=lambda seconds: total / seconds / 1e6,

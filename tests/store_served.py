@@ -14,12 +14,10 @@ import sys
 import time
 
 import numpy as np
-from store_writer import OPTIONS, log_probs_of, say, tokens_of
+from store_writer import OPTIONS, advance, say, tokens_of
 
 from k15core import Prompt, SharedStore, Store
 from k15core.errors import ConflictError, DisconnectedError, InvalidInputError, LeaseExpiredError
-
-PIECES = (1, 10, 1000, 30000)
 
 
 def serve(directory: str, path: str) -> None:
@@ -49,19 +47,7 @@ def work_once(store: Store, rng: random.Random) -> None:
     for lease in store.lease(3, now=0, duration=1e9):
         who, length = lease.trajectory_id, lease.response_length
         assert lease.input_ids[lease.prompt_length :].tolist() == tokens_of(who, 0, length).tolist()
-        for _ in range(rng.randint(1, 4)):
-            stop = length + rng.choice(PIECES)
-            tokens = tokens_of(who, length, stop)
-            store.append(who, lease.epoch, length, tokens, log_probs_of(tokens), 0)
-            say("append", who, stop)
-            length = stop
-        if rng.random() < 0.3:
-            store.finish(who, lease.epoch, "stop")
-            say("finish", who)
-            store.set_reward(who, who % 5)
-            say("reward", who, who % 5)
-        else:
-            store.release(who, lease.epoch)
+        advance(store, lease, rng)
     if rng.random() < 0.2:
         batch = store.sample(groups=2, version=0, max_staleness=0)
         for who, start, end, prompt in zip(

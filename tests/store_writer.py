@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from k15core import Prompt, Store
+from k15core import Lease, Prompt, Store
 
 OPTIONS: dict[str, Any] = {"capacity_bytes": 256 << 20, "file_bytes": 1 << 20}
 
@@ -31,6 +31,24 @@ def say(*words: object) -> None:
     os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
 
+def advance(store: Store, lease: Lease, rng: random.Random) -> None:
+    """Append some pieces to a response, then finish and score it or give it back."""
+    who, length = lease.trajectory_id, lease.response_length
+    for _ in range(rng.randint(1, 4)):
+        stop = length + rng.choice([1, 10, 1000, 30000])
+        tokens = tokens_of(who, length, stop)
+        store.append(who, lease.epoch, length, tokens, log_probs_of(tokens), 0)
+        say("append", who, stop)
+        length = stop
+    if rng.random() < 0.3:
+        store.finish(who, lease.epoch, "stop")
+        say("finish", who)
+        store.set_reward(who, who % 5)
+        say("reward", who, who % 5)
+    else:
+        store.release(who, lease.epoch)
+
+
 def write(directory: str, seed: int, sync: str) -> None:
     rng = random.Random(seed)
     store = Store(directory, sync=sync, **OPTIONS)
@@ -41,20 +59,7 @@ def write(directory: str, seed: int, sync: str) -> None:
             members = store.add_group(prompt, 2)
             say("group", members[0], len(prompt.input_ids))
         for lease in store.lease(4, now=0, duration=1e9):
-            who, length = lease.trajectory_id, lease.response_length
-            for _ in range(rng.randint(1, 4)):
-                stop = length + rng.choice([1, 10, 1000, 30000])
-                tokens = tokens_of(who, length, stop)
-                store.append(who, lease.epoch, length, tokens, log_probs_of(tokens), 0)
-                say("append", who, stop)
-                length = stop
-            if rng.random() < 0.3:
-                store.finish(who, lease.epoch, "stop")
-                say("finish", who)
-                store.set_reward(who, who % 5)
-                say("reward", who, who % 5)
-            else:
-                store.release(who, lease.epoch)
+            advance(store, lease, rng)
         if rng.random() < 0.3:
             batch = store.sample(groups=2, version=0, max_staleness=0)
             say("use", *sorted(set(batch.trajectory_ids.tolist())))

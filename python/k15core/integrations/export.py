@@ -107,17 +107,20 @@ def _trajectories(reader: StoreReader, unscored: bool) -> Iterator[dict[str, Any
             yield view
 
 
-def _row(view: dict[str, Any]) -> dict[str, Any]:
-    prompt = view["prompt_tokens"]
-    row = {
+def _about(view: dict[str, Any]) -> dict[str, Any]:
+    return {
         "trajectory_id": view["trajectory_id"],
         "group_id": view["group_id"],
         "prompt_id": view["prompt_id"],
         "state": view["state"],
         "finish_reason": view["finish_reason"],
         "reward": view["reward"],
-        "prompt_length": len(prompt),
+        "prompt_length": len(view["prompt_tokens"]),
     }
+
+
+def _row(view: dict[str, Any]) -> dict[str, Any]:
+    prompt, row = view["prompt_tokens"], _about(view)
     for name, (source, dtype) in _PER_TOKEN.items():
         before = prompt if name == "input_ids" else np.zeros(len(prompt), dtype)
         row[name] = np.concatenate([before, view[source]]).astype(dtype, copy=False)
@@ -126,10 +129,11 @@ def _row(view: dict[str, Any]) -> dict[str, Any]:
 
 def _write_numpy(reader: StoreReader, out: Path, unscored: bool) -> int:
     out.mkdir(parents=True)
-    views = list(map(_without_tokens, _trajectories(reader, unscored)))
-    cu_seqlens = np.concatenate(([0], np.cumsum([view["length"] for view in views]))).astype(
-        np.int64
-    )
+    views, lengths = [], [0]
+    for view in _trajectories(reader, unscored):
+        views.append(_about(view))
+        lengths.append(len(view["prompt_tokens"]) + len(view["tokens"]))
+    cu_seqlens = np.cumsum(lengths, dtype=np.int64)
     reasons = [view["finish_reason"] for view in views]
     columns: dict[str, NDArray[Any]] = {
         "cu_seqlens": cu_seqlens,
@@ -164,13 +168,6 @@ def _write_numpy(reader: StoreReader, out: Path, unscored: bool) -> int:
     for target in maps.values():
         target.flush()
     return len(views)
-
-
-def _without_tokens(view: dict[str, Any]) -> dict[str, Any]:
-    row = _row(view)
-    return {name: value for name, value in row.items() if name not in _PER_TOKEN} | {
-        "length": len(row["input_ids"])
-    }
 
 
 def _schema() -> Any:

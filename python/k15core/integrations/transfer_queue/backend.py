@@ -20,7 +20,7 @@ from transfer_queue.storage.managers.base import KVStorageManager, StorageManage
 
 from k15core.errors import InvalidInputError, StorageError
 from k15core.integrations.transfer_queue.codec import decode, encode
-from k15core.integrations.transfer_queue.values import ValueStore
+from k15core.integrations.transfer_queue.values import Sync, ValueStore
 
 NAME = "K15Store"
 _NAMESPACE = "transfer_queue"
@@ -47,7 +47,7 @@ class Endpoint:
 class K15StoreServer(ValueStore):
     """The actor: a ValueStore that answers calls one after another."""
 
-    def __init__(self, directory: str, capacity_bytes: int | None, sync: str) -> None:
+    def __init__(self, directory: str, capacity_bytes: int | None, sync: Sync) -> None:
         deadline = time.monotonic() + _OPENING_SECONDS
         while True:
             try:

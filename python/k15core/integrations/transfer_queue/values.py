@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
+
+Sync = Literal["never", "batch", "always"]
 
 _LAST_VERSION = 2**32 - 1
 _NOTHING = np.zeros(1, np.int32)  # a prompt has at least one token
@@ -39,9 +41,9 @@ class ValueStore:
         directory: str | PathLike[str] | None = None,
         *,
         capacity_bytes: int | None = None,
-        sync: str = "batch",
+        sync: Sync = "batch",
     ) -> None:
-        self._store = Store(directory, capacity_bytes=capacity_bytes, sync=sync)  # type: ignore[arg-type]
+        self._store = Store(directory, capacity_bytes=capacity_bytes, sync=sync)
         self._places: dict[str, tuple[int, int, Layout]] = {}
         self._read_index()
 
