@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,10 +61,20 @@ class Cast:
             server.kill()
 
     def wait_until_all_are_at_work(self) -> None:
-        deadline = time.monotonic() + 60
-        while any(not (self.home / f"{name}.said").read_text() for name in self.clients):
+        self.wait_until(
+            lambda: all((self.home / f"{name}.said").read_text() for name in self.clients)
+        )
+
+    def wait_for_lines(self, n: int) -> None:
+        """Let the clients do n acknowledged calls more: an amount of work, not of time."""
+        wanted = self.said().count("\n") + n
+        self.wait_until(lambda: self.said().count("\n") >= wanted)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not condition():
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -113,7 +123,8 @@ def test_killed_clients_lose_nothing_and_hold_nothing(tmp_path: Path) -> None:
             found.start_client(role)
         found.wait_until_all_are_at_work()
         for _ in range(12):
-            time.sleep(rng.uniform(0, 0.3))
+            found.wait_for_lines(rng.randint(1, 60))
+            time.sleep(rng.uniform(0, 0.02))
             name = rng.choice(list(found.clients))
             found.kill_client(name)
             found.start_client(name.split("-")[0])
@@ -130,7 +141,7 @@ def test_killed_clients_lose_nothing_and_hold_nothing(tmp_path: Path) -> None:
                 time.sleep(0.01)
             checked = check(found, store)
     with Store(tmp_path / "store", **OPTIONS) as store:
-        assert check(found, store) == checked > 20
+        assert check(found, store) == checked > 0
 
 
 def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
@@ -141,7 +152,8 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
         found.wait_until_all_are_at_work()
         clients = set(found.clients)
         for _ in range(12):
-            time.sleep(rng.uniform(0, 0.4))
+            found.wait_for_lines(rng.randint(1, 60))
+            time.sleep(rng.uniform(0, 0.02))
             found.kill_server()
             acknowledged = Acknowledged()
             acknowledged.hear(found.said())
@@ -155,4 +167,4 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
         for name in list(found.clients):
             found.kill_client(name)
         with SharedStore(found.socket) as store:
-            assert check(found, store) > 20
+            assert check(found, store) > 0
