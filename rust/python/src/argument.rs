@@ -77,6 +77,14 @@ pub fn refused(field: &'static str, value: &Bound<'_, PyAny>, dtype: &str) -> Er
     Error::invalid(field, given, format!("a one-dimensional array of {dtype}"))
 }
 
+/// What a name stands for.
+pub fn text<'a, T>(
+    value: &'a str,
+    parse: impl FnOnce(&'a str) -> k15_core::Result<T>,
+) -> Result<T> {
+    Ok(parse(value)?)
+}
+
 /// Takes a Python integer as an unsigned one.
 pub fn unsigned<T: TryFrom<i128>>(field: &'static str, value: i128) -> Result<T> {
     let most = u128::MAX >> (128 - 8 * size_of::<T>());

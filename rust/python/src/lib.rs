@@ -13,7 +13,10 @@ mod sandbox;
 mod store;
 mod store_answers;
 mod store_arguments;
+mod store_place;
+mod store_sampling;
 mod store_server;
+mod store_settings;
 mod store_tools;
 mod views;
 

@@ -1,34 +1,23 @@
 //! The class `k15core._core.Store`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use k15_core::Error;
-use k15_core::store::{self as core, FinishReason, Options, Order, Strategy, Sync, WhenFull};
-use k15_shared::{Calls, Client, LocalStore};
-use numpy::PyArray1;
+use k15_core::store::{self as core, FinishReason, Order, Strategy};
+use k15_shared::{Client, LocalStore};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::PyDict;
 
-use crate::argument::{self, Column, column, natural};
+use crate::argument::{self, Column, column, natural, text};
 use crate::error::{CoreError, Result};
 use crate::store_answers;
-use crate::store_arguments::{field, split, split_values};
+use crate::store_arguments::{Prompt, split, split_values};
+use crate::store_place::Place;
+use crate::store_sampling;
 use crate::store_server::StoreServer;
-use crate::views::{self, Pool};
-
-/// How long a call that waits for room sleeps before it looks for signals.
-const WAIT: Duration = Duration::from_millis(50);
-
-/// Where the store is.
-enum Place {
-    /// In this process, behind a lock that is only taken without the GIL.
-    Here(Arc<LocalStore>),
-    /// In the process that serves it.
-    Served(Client),
-}
+use crate::store_settings::Settings;
+use crate::views::Pool;
 
 /// A store, of this process or served by another.
 #[pyclass(frozen, subclass, module = "k15core._core")]
@@ -42,69 +31,6 @@ impl Store {
     pub fn served(client: Client) -> Self {
         Self { place: Place::Served(client), pool: Mutex::default() }
     }
-
-    /// The store of this process, if it is one.
-    pub fn here(&self) -> Option<&Arc<LocalStore>> {
-        match &self.place {
-            Place::Here(store) => Some(store),
-            Place::Served(_) => None,
-        }
-    }
-
-    /// Do something with the open store while other Python threads run.
-    fn with<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&mut dyn Calls) -> k15_shared::Result<T> + Send,
-    ) -> Result<T> {
-        Ok(py.detach(|| match &self.place {
-            Place::Here(store) => store.with(|store| work(store)),
-            Place::Served(client) => client.with(|store| work(store)),
-        })?)
-    }
-
-    /// The same for what may free space: whoever waits for room is woken.
-    fn freeing<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&mut dyn Calls) -> k15_shared::Result<T> + Send,
-    ) -> Result<T> {
-        Ok(py.detach(|| match &self.place {
-            Place::Here(store) => store.freeing(|store| work(store)),
-            Place::Served(client) => client.with(|store| work(store)),
-        })?)
-    }
-
-    /// The same for what needs room: with `when_full="block"` it is tried again until there is.
-    fn needing_room<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl Fn(&mut dyn Calls) -> k15_shared::Result<T> + Send + std::marker::Sync,
-    ) -> PyResult<T> {
-        loop {
-            match self.with(py, &work) {
-                Err(error) if error.is_capacity() && self.blocks() => {
-                    py.check_signals()?;
-                    // A server has waited itself before it said that there is no room.
-                    if let Place::Here(store) = &self.place {
-                        py.detach(|| store.wait_for_room(WAIT));
-                    }
-                }
-                done => return Ok(done?),
-            }
-        }
-    }
-
-    fn blocks(&self) -> bool {
-        match &self.place {
-            Place::Here(store) => store.blocks(),
-            Place::Served(client) => client.blocks(),
-        }
-    }
-}
-
-fn text<'a, T>(value: &'a str, parse: impl FnOnce(&'a str) -> k15_core::Result<T>) -> Result<T> {
-    Ok(parse(value)?)
 }
 
 #[pymethods]
@@ -125,25 +51,9 @@ impl Store {
         file_bytes: Option<&Bound<'_, PyAny>>,
         columns: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let mut options = Options {
-            directory,
-            when_full: text(when_full, WhenFull::from_name)?,
-            sync: text(sync, Sync::from_name)?,
-            ..Options::default()
-        };
-        if let Some(bytes) = capacity_bytes {
-            options.capacity_bytes = natural("capacity_bytes", bytes)?;
-        }
-        if let Some(bytes) = file_bytes {
-            options.file_bytes = Some(natural("file_bytes", bytes)?);
-        }
-        if let Some(uses) = max_uses {
-            options.max_uses = natural("max_uses", uses)?;
-        }
-        for (name, dtype) in columns.into_iter().flatten() {
-            let (name, dtype): (String, String) = (name.extract()?, dtype.extract()?);
-            options.columns.push(core::Column { name, dtype: argument::dtype(&dtype)? });
-        }
+        let options =
+            Settings { directory, capacity_bytes, when_full, sync, max_uses, file_bytes, columns };
+        let options = options.read()?;
         let store = py.detach(|| LocalStore::open(&options)).map_err(CoreError::from)?;
         Ok(Self { place: Place::Here(Arc::new(store)), pool: Mutex::default() })
     }
@@ -158,25 +68,19 @@ impl Store {
     }
 
     fn close(&self, py: Python<'_>) -> Result<()> {
-        Ok(py.detach(|| match &self.place {
-            Place::Here(store) => store.close(),
-            Place::Served(client) => {
-                client.close();
-                Ok(())
-            }
-        })?)
+        Ok(py.detach(|| self.place.close())?)
     }
 
     fn flush(&self, py: Python<'_>) -> Result<()> {
-        self.with(py, |store| store.flush())
+        self.place.with(py, |store| store.flush())
     }
 
     /// Serve the store to other processes.
     fn serve(&self, py: Python<'_>, path: PathBuf) -> PyResult<StoreServer> {
-        let store = self.here().ok_or_else(|| {
+        let Place::Here(store) = &self.place else {
             let expected = "a store that this process has open itself";
-            CoreError::from(Error::invalid("store", "a SharedStore", expected))
-        })?;
+            return Err(CoreError::from(Error::invalid("store", "a SharedStore", expected)).into());
+        };
         StoreServer::start(py, Arc::clone(store), path)
     }
 
@@ -190,18 +94,8 @@ impl Store {
     ) -> PyResult<Vec<u64>> {
         let k = natural("k", k)?;
         let version = version.map_or(Ok(0), |version| natural("version", version))?;
-        let input_ids = column("prompt.input_ids", &prompt.getattr("input_ids")?, "int32")?;
-        let tokens = &*input_ids.values();
-        let prompt_id: i64 = field(prompt, "prompt.prompt_id", "prompt_id", "an int64")?;
-        let answer: String = field(prompt, "prompt.answer", "answer", "a str")?;
-        let tags: Vec<String> = field(prompt, "prompt.tags", "tags", "a tuple of str")?;
-        let difficulty: Option<f64> =
-            field(prompt, "prompt.difficulty", "difficulty", "a float or None")?;
-        self.needing_room(py, |store| {
-            let tags = tags.iter().map(String::as_str).collect();
-            let prompt = core::PromptData { prompt_id, tokens, answer: &answer, tags, difficulty };
-            store.add_group(&prompt, k, version)
-        })
+        let prompt = Prompt::read(prompt)?;
+        self.place.needing_room(py, |store| store.add_group(&prompt.data(), k, version))
     }
 
     #[pyo3(signature = (n, *, now, duration, order="oldest"))]
@@ -213,22 +107,10 @@ impl Store {
         duration: f64,
         order: &str,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        static LEASE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         let n = natural("n", n)?;
         let order = text(order, Order::from_name)?;
-        let class = LEASE.import(py, "k15core.types", "Lease")?;
-        let leases = self.with(py, |store| store.lease(n, now, duration, order))?;
-        let build = |lease: core::Lease| {
-            class.call1((
-                lease.trajectory_id,
-                lease.epoch,
-                lease.deadline,
-                PyArray1::from_vec(py, lease.input_ids),
-                lease.prompt_length,
-                PyArray1::from_vec(py, lease.versions),
-            ))
-        };
-        leases.into_iter().map(build).collect()
+        let leases = self.place.with(py, |store| store.lease(n, now, duration, order))?;
+        store_answers::leases(py, leases)
     }
 
     fn release(
@@ -239,7 +121,7 @@ impl Store {
     ) -> Result<()> {
         let id = natural("trajectory_id", trajectory_id)?;
         let epoch = natural("epoch", epoch)?;
-        self.with(py, |store| store.release(id, epoch))
+        self.place.with(py, |store| store.release(id, epoch))
     }
 
     #[pyo3(signature = (trajectory_id, epoch, offset, tokens, log_probs, version, *, loss_mask=None))]
@@ -268,7 +150,7 @@ impl Store {
             loss_mask: mask.as_deref(),
         };
         let version = natural("version", version)?;
-        self.needing_room(py, |store| store.append_many(&[chunk], version))
+        self.place.needing_room(py, |store| store.append_many(&[chunk], version))
     }
 
     /// One call for a batch of chunks: `cu_seqlens` says which tokens belong to which.
@@ -300,7 +182,7 @@ impl Store {
             &tokens,
             &log_probs,
         )?;
-        self.needing_room(py, |store| store.append_many(&chunks, version))
+        self.place.needing_room(py, |store| store.append_many(&chunks, version))
     }
 
     fn finish(
@@ -315,7 +197,7 @@ impl Store {
         let reason = FinishReason::from_name(reason).ok_or_else(|| {
             Error::invalid("reason", format!("{reason:?}"), "stop, length, repetition or abort")
         })?;
-        self.with(py, |store| store.finish(id, epoch, reason))
+        self.place.with(py, |store| store.finish(id, epoch, reason))
     }
 
     fn set_reward(
@@ -325,7 +207,7 @@ impl Store {
         reward: f32,
     ) -> Result<()> {
         let id = natural("trajectory_id", trajectory_id)?;
-        self.with(py, |store| store.set_reward(id, reward))
+        self.place.with(py, |store| store.set_reward(id, reward))
     }
 
     #[pyo3(signature = (trajectory_id, name, values, *, offset=None))]
@@ -339,10 +221,10 @@ impl Store {
     ) -> PyResult<()> {
         let id = natural("trajectory_id", trajectory_id)?;
         let offset = offset.map_or(Ok(0), |offset| natural("offset", offset))?;
-        let dtype = self.with(py, |store| store.dtype_of(name))?;
+        let dtype = self.place.with(py, |store| store.dtype_of(name))?;
         argument::with_bytes("values", values, dtype, |bytes| {
             let chunk = core::ColumnChunk { trajectory_id: id, offset, bytes };
-            self.needing_room(py, |store| store.set_column_many(name, dtype, &[chunk]))
+            self.place.needing_room(py, |store| store.set_column_many(name, dtype, &[chunk]))
         })?
     }
 
@@ -359,16 +241,16 @@ impl Store {
         let ids = column::<i64>("trajectory_ids", trajectory_ids, "int64")?;
         let offsets = column::<i64>("offsets", offsets, "int64")?;
         let cu_seqlens = column::<i32>("cu_seqlens", cu_seqlens, "int32")?;
-        let dtype = self.with(py, |store| store.dtype_of(name))?;
+        let dtype = self.place.with(py, |store| store.dtype_of(name))?;
         argument::with_bytes("values", values, dtype, |bytes| {
             let (ids, offsets, ends) = (ids.values(), offsets.values(), cu_seqlens.values());
             let chunks = split_values(&ids, &offsets, &ends, bytes, dtype.width())?;
-            self.needing_room(py, |store| store.set_column_many(name, dtype, &chunks))
+            self.place.needing_room(py, |store| store.set_column_many(name, dtype, &chunks))
         })?
     }
 
     fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let columns = self.with(py, |store| store.columns())?;
+        let columns = self.place.with(py, |store| store.columns())?;
         let fields = PyDict::new(py);
         for column in columns {
             fields.set_item(column.name, column.dtype.name())?;
@@ -391,7 +273,6 @@ impl Store {
         seed: u64,
         columns: Option<Vec<String>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        static BATCH: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         let columns: Option<Vec<&str>> =
             columns.as_ref().map(|names| names.iter().map(String::as_str).collect());
         let wanted = core::Sample {
@@ -403,45 +284,28 @@ impl Store {
             seed,
             columns: columns.as_deref(),
         };
-        let class = BATCH.import(py, "k15core.types", "PackedBatch")?;
-        let fields = match &self.place {
-            Place::Here(store) => {
-                let buffers = self.pool.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let held = &buffers;
-                py.detach(|| {
-                    let mut batch = held.lock().unwrap_or_else(PoisonError::into_inner);
-                    store.freeing(|store| Ok(store.sample(&wanted, &mut batch)?))
-                })
-                .map_err(CoreError::from)?;
-                views::arrays(py, buffers)?
-            }
-            Place::Served(client) => {
-                let batch = py.detach(|| client.with(|store| store.sample(&wanted)));
-                views::shared_arrays(py, batch.map_err(CoreError::from)?)?
-            }
-        };
-        class.call((), Some(&fields))
+        store_sampling::sample(py, &self.place, &self.pool, &wanted)
     }
 
     fn mark(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<u64> {
         let version = natural("version", version)?;
-        self.freeing(py, |store| store.mark(version))
+        self.place.freeing(py, |store| store.mark(version))
     }
 
     fn rewind(&self, py: Python<'_>, mark: &Bound<'_, PyAny>) -> Result<()> {
         let mark = natural("mark", mark)?;
-        self.freeing(py, |store| store.rewind(mark))
+        self.place.freeing(py, |store| store.rewind(mark))
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "an argument from Python")]
     fn drop_groups(&self, py: Python<'_>, group_ids: Vec<Bound<'_, PyAny>>) -> Result<()> {
         let ids: Result<Vec<u64>> = group_ids.iter().map(|id| natural("group_id", id)).collect();
         let ids = ids?;
-        self.freeing(py, |store| store.drop_groups(&ids))
+        self.place.freeing(py, |store| store.drop_groups(&ids))
     }
 
     fn unfinished(&self, py: Python<'_>) -> Result<usize> {
-        self.with(py, |store| store.unfinished())
+        self.place.with(py, |store| store.unfinished())
     }
 
     fn pending_groups(
@@ -450,16 +314,16 @@ impl Store {
         before_version: &Bound<'_, PyAny>,
     ) -> Result<Vec<u64>> {
         let version = natural("before_version", before_version)?;
-        self.with(py, |store| store.pending_groups(version))
+        self.place.with(py, |store| store.pending_groups(version))
     }
 
     fn groups_of_version(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<Vec<u64>> {
         let version = natural("version", version)?;
-        self.with(py, |store| store.groups_of_version(version))
+        self.place.with(py, |store| store.groups_of_version(version))
     }
 
     fn complete_groups(&self, py: Python<'_>) -> Result<Vec<u64>> {
-        self.with(py, |store| store.complete_groups())
+        self.place.with(py, |store| store.complete_groups())
     }
 
     fn group<'py>(
@@ -467,18 +331,8 @@ impl Store {
         py: Python<'py>,
         group_id: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        static PROMPT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         let id = natural("group_id", group_id)?;
-        let view = self.with(py, |store| store.group(id))?;
-        let tags = pyo3::types::PyTuple::new(py, view.tags)?;
-        let class = PROMPT.import(py, "k15core.types", "Prompt")?;
-        let tokens = PyArray1::from_vec(py, view.tokens);
-        let arguments = (view.prompt_id, tokens, view.answer, tags, view.difficulty);
-        let group = PyDict::new(py);
-        group.set_item("prompt", class.call1(arguments)?)?;
-        group.set_item("trajectory_ids", view.members)?;
-        group.set_item("created_version", view.created_version)?;
-        Ok(group)
+        store_answers::group(py, self.place.with(py, |store| store.group(id))?)
     }
 
     fn trajectory<'py>(
@@ -487,16 +341,16 @@ impl Store {
         trajectory_id: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyDict>> {
         let id = natural("trajectory_id", trajectory_id)?;
-        let view = self.with(py, |store| store.trajectory(id))?;
+        let view = self.place.with(py, |store| store.trajectory(id))?;
         store_answers::trajectory(py, id, view)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        store_answers::stats(py, &self.with(py, |store| store.stats())?)
+        store_answers::stats(py, &self.place.with(py, |store| store.stats())?)
     }
 
     fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let report = self.with(py, |store| store.recovery_report())?;
+        let report = self.place.with(py, |store| store.recovery_report())?;
         store_answers::report(py, report)
     }
 }

@@ -1,10 +1,43 @@
-//! What the queries of the store answer, as Python dictionaries.
+//! What the queries of the store answer, as Python objects.
 
-use k15_core::store::{FinishReason, RecoveryReport, Stats, TornTail, TrajectoryView};
+use k15_core::store::{FinishReason, Lease, RecoveryReport, Stats, TornTail, TrajectoryView};
 use k15_core::values::{Dtype, Values};
+use k15_shared::GroupView;
 use numpy::PyArray1;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
+
+/// Leases, as `k15core.types.Lease` each.
+pub fn leases(py: Python<'_>, leases: Vec<Lease>) -> PyResult<Vec<Bound<'_, PyAny>>> {
+    static LEASE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let class = LEASE.import(py, "k15core.types", "Lease")?;
+    let build = |lease: Lease| {
+        class.call1((
+            lease.trajectory_id,
+            lease.epoch,
+            lease.deadline,
+            PyArray1::from_vec(py, lease.input_ids),
+            lease.prompt_length,
+            PyArray1::from_vec(py, lease.versions),
+        ))
+    };
+    leases.into_iter().map(build).collect()
+}
+
+/// A group, with its prompt as `k15core.types.Prompt`.
+pub fn group(py: Python<'_>, view: GroupView) -> PyResult<Bound<'_, PyDict>> {
+    static PROMPT: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let tags = PyTuple::new(py, view.tags)?;
+    let class = PROMPT.import(py, "k15core.types", "Prompt")?;
+    let tokens = PyArray1::from_vec(py, view.tokens);
+    let arguments = (view.prompt_id, tokens, view.answer, tags, view.difficulty);
+    let group = PyDict::new(py);
+    group.set_item("prompt", class.call1(arguments)?)?;
+    group.set_item("trajectory_ids", view.members)?;
+    group.set_item("created_version", view.created_version)?;
+    Ok(group)
+}
 
 /// Everything about a trajectory.
 pub fn trajectory(py: Python<'_>, id: u64, view: TrajectoryView) -> PyResult<Bound<'_, PyDict>> {

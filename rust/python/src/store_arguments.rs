@@ -1,13 +1,48 @@
-//! What the methods of the store take from Python: attributes of a prompt, chunks of flat arrays.
+//! What the methods of the store take from Python: prompts, chunks of flat arrays.
 
 use k15_core::Error;
-use k15_core::store::{Chunk, ColumnChunk};
+use k15_core::store::{Chunk, ColumnChunk, PromptData};
 use pyo3::prelude::*;
 
+use crate::argument::column;
 use crate::error::{CoreError, Result};
 
+/// A prompt, copied out of its Python object.
+pub struct Prompt {
+    prompt_id: i64,
+    tokens: Vec<i32>,
+    answer: String,
+    tags: Vec<String>,
+    difficulty: Option<f64>,
+}
+
+impl Prompt {
+    /// The attributes of a `k15core.types.Prompt`, or of whatever has them.
+    pub fn read(prompt: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let input_ids = column("prompt.input_ids", &prompt.getattr("input_ids")?, "int32")?;
+        Ok(Self {
+            tokens: input_ids.values().into_owned(),
+            prompt_id: field(prompt, "prompt.prompt_id", "prompt_id", "an int64")?,
+            answer: field(prompt, "prompt.answer", "answer", "a str")?,
+            tags: field(prompt, "prompt.tags", "tags", "a tuple of str")?,
+            difficulty: field(prompt, "prompt.difficulty", "difficulty", "a float or None")?,
+        })
+    }
+
+    /// The same as the store takes it.
+    pub fn data(&self) -> PromptData<'_> {
+        PromptData {
+            prompt_id: self.prompt_id,
+            tokens: &self.tokens,
+            answer: &self.answer,
+            tags: self.tags.iter().map(String::as_str).collect(),
+            difficulty: self.difficulty,
+        }
+    }
+}
+
 /// An attribute of a prompt, of the type that it should have.
-pub fn field<'py, T>(
+fn field<'py, T>(
     prompt: &Bound<'py, PyAny>,
     name: &'static str,
     attribute: &str,
