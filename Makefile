@@ -5,10 +5,11 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.loc
 SEED ?= 0
 RUNNER ?= direct
 RUNS ?= 100000
+HOURS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak break-defences test-v2 clean
+.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,8 +59,13 @@ break-defences: build ## take out one defence of the sandbox after the other; wr
 test-v2: build ## the sandbox on a kernel with cgroup v2 only, booted in qemu
 	@bash scripts/test_v2.sh
 
-soak: build ## 100,000 sandboxed runs in a row while slots are killed; RUNNER=name and RUNS=n pick others
+soak: soak-sandbox soak-store ## both soaks, one after the other
+
+soak-sandbox: build ## 100,000 sandboxed runs in a row while slots are killed; RUNNER=name and RUNS=n pick others
 	@PYTHONPATH=tests $(PY) -m soak --runner $(RUNNER) --runs $(RUNS)
+
+soak-store: build ## two hours of churn on a durable store at its capacity; HOURS=n picks another time
+	@PYTHONPATH=tests $(PY) -m soak.store --hours $(HOURS)
 
 bench: build ## measure the claims against their peers; writes bench/out/summary.json
 	@$(PY) -m bench
