@@ -11,13 +11,18 @@
 //! not know are passed over: its first records went with the file that held them, because it was
 //! already dead, or because it was written again further on.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::base::{Base, Mark};
 use super::event::Event;
 use super::file::Location;
+use super::ids::IdMap;
+use super::queue::{Place, Queue};
+use super::shelves::{Shelf, Shelves};
+use super::space::WhenFull;
 use super::state::{
-    Chunk, Group, Trajectory, charge, cover, discard, discharge, extend, moved_member, new_group,
+    Chunk, Group, Holder, Trajectory, charge, cover, discard, discharge, extend, moved_member,
+    new_group,
 };
 use crate::error::Result;
 
@@ -29,10 +34,11 @@ pub const MARKS_KEPT: usize = 2;
 pub(super) struct Index {
     pub(super) max_uses: usize,
     pub(super) groups: BTreeMap<u64, Group>,
-    pub(super) trajectories: HashMap<u64, Trajectory>,
-    /// Ids of trajectories that want tokens, and of groups that can be sampled.
-    pub(super) unfinished: BTreeSet<u64>,
-    pub(super) ready: BTreeSet<u64>,
+    pub(super) trajectories: IdMap<Trajectory>,
+    /// Trajectories that want tokens, and groups that can be sampled or evicted.
+    pub(super) queue: Queue,
+    pub(super) shelves: Shelves,
+    when_full: WhenFull,
     /// Groups that are used up or gone, and trajectories that were aborted: what may be forgotten.
     pub(super) spent: BTreeSet<u64>,
     pub(super) aborted: BTreeSet<u64>,
@@ -55,9 +61,10 @@ impl Index {
         Self {
             max_uses,
             groups: BTreeMap::new(),
-            trajectories: HashMap::new(),
-            unfinished: BTreeSet::new(),
-            ready: BTreeSet::new(),
+            trajectories: IdMap::default(),
+            queue: Queue::default(),
+            shelves: Shelves::default(),
+            when_full: WhenFull::Refuse,
             spent: BTreeSet::new(),
             aborted: BTreeSet::new(),
             live: BTreeMap::new(),
@@ -100,7 +107,12 @@ impl Index {
                 if let Some(trajectory) = self.trajectories.get_mut(&trajectory_id) {
                     extend(trajectory, trajectory_id, offset, Chunk { at, n, version })?;
                     let group_id = trajectory.group_id;
+                    let is_held = matches!(trajectory.place, Place::Held { .. });
                     self.charge(group_id, at.file, size);
+                    if !is_held {
+                        self.place(trajectory_id);
+                        self.shelve(group_id);
+                    }
                 }
             }
             &Event::Claim { next_epoch } => self.base.next_epoch = next_epoch,
@@ -115,7 +127,7 @@ impl Index {
                     t.holder = None;
                 });
                 self.aborted.insert(trajectory_id);
-                self.forget_the_past();
+                self.forget_aborted(trajectory_id);
             }
             &Event::Reward { trajectory_id, reward } => {
                 let under = self.base.version;
@@ -200,11 +212,12 @@ impl Index {
     /// Remove every trace of a group; its bytes in the log are garbage from now on.
     pub(super) fn forget(&mut self, group_id: u64) {
         if let Some(group) = self.groups.remove(&group_id) {
-            self.ready.remove(&group_id);
+            self.shelves.put(group_id, group.shelf, Shelf::None);
             self.spent.remove(&group_id);
             for id in group.members() {
-                self.trajectories.remove(&id);
-                self.unfinished.remove(&id);
+                if let Some(trajectory) = self.trajectories.remove(&id) {
+                    self.queue.forget(id, &trajectory);
+                }
                 self.aborted.remove(&id);
             }
             for (file, bytes) in group.bytes_in {
@@ -237,6 +250,7 @@ impl Index {
         }
         self.forget(group_id);
         self.insert(group_id, group, members);
+        self.forget_if_past(group_id);
     }
 
     fn charge(&mut self, group_id: u64, file: u64, size: u64) {
@@ -271,9 +285,9 @@ impl Index {
                 change(group, mark);
                 self.charge(*id, file, 8);
                 self.classify(*id);
+                self.forget_if_past(*id);
             }
         }
-        self.forget_the_past();
     }
 
     /// Bytes of the log that groups keep which can still be trained on.
@@ -301,22 +315,83 @@ impl Index {
     pub(super) fn classify(&mut self, group_id: u64) {
         let Some(group) = self.groups.get(&group_id) else { return };
         let alive = self.is_alive(group);
-        if alive && self.is_complete(group) {
-            self.ready.insert(group_id);
-        } else {
-            self.ready.remove(&group_id);
+        for id in group.members() {
+            if let Some(trajectory) = self.trajectories.get_mut(&id) {
+                let wanted = alive && trajectory.finish.is_none();
+                self.queue.place(id, trajectory, wanted);
+            }
         }
         if alive {
             self.spent.remove(&group_id);
         } else {
             self.spent.insert(group_id);
         }
-        for id in group.members() {
-            if alive && self.trajectories.get(&id).is_some_and(|t| t.finish.is_none()) {
-                self.unfinished.insert(id);
-            } else {
-                self.unfinished.remove(&id);
-            }
+        self.shelve(group_id);
+    }
+
+    /// Put a trajectory where it belongs, after its tokens or its holder have changed.
+    pub(super) fn place(&mut self, id: u64) {
+        if let Some(trajectory) = self.trajectories.get_mut(&id)
+            && let Some(group) = self.groups.get(&trajectory.group_id)
+        {
+            let alive = group.gone.is_none() && group.uses.len() < self.max_uses;
+            let wanted = alive && trajectory.finish.is_none();
+            self.queue.place(id, trajectory, wanted);
         }
+    }
+
+    /// Give a trajectory a holder, or none.
+    pub(super) fn hold(&mut self, id: u64, holder: Option<Holder>) {
+        if let Some(trajectory) = self.trajectories.get_mut(&id) {
+            trajectory.holder = holder;
+            let group_id = trajectory.group_id;
+            self.place(id);
+            self.shelve(group_id);
+        }
+    }
+
+    /// Set the clock by which leases have expired.
+    pub(super) fn set_clock(&mut self, now: f64) {
+        for id in self.queue.advance(now) {
+            self.place(id);
+        }
+    }
+
+    /// From now on what a full store evicts is kept in its order.
+    pub(super) fn evict_by(&mut self, policy: WhenFull) {
+        self.when_full = policy;
+        for id in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.shelve(id);
+        }
+    }
+
+    fn shelve(&mut self, group_id: u64) {
+        let Some(group) = self.groups.get(&group_id) else { return };
+        let evicts = matches!(self.when_full, WhenFull::EvictOldest | WhenFull::EvictStalest);
+        let shelf = if !self.is_alive(group) {
+            Shelf::None
+        } else if self.is_complete(group) {
+            Shelf::Ready { oldest: self.oldest_version(group) }
+        } else if !evicts || self.is_held(group) {
+            Shelf::None
+        } else {
+            let stalest = self.when_full == WhenFull::EvictStalest;
+            Shelf::Idle { age: if stalest { self.oldest_version(group) } else { 0 } }
+        };
+        if let Some(group) = self.groups.get_mut(&group_id) {
+            self.shelves.put(group_id, group.shelf, shelf);
+            group.shelf = shelf;
+        }
+    }
+
+    /// The oldest version among a group's tokens; of a group without any, the one it was created
+    /// under.
+    pub(super) fn oldest_version(&self, group: &Group) -> u32 {
+        let members = group.members().filter_map(|id| self.trajectories.get(&id));
+        members.filter_map(Trajectory::oldest_version).min().unwrap_or(group.version)
+    }
+
+    fn is_held(&self, group: &Group) -> bool {
+        group.members().any(|id| self.trajectories.get(&id).is_some_and(|t| t.holder.is_some()))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::record::Kind;
-use super::state::{Holder, Trajectory};
+use super::state::Holder;
 use super::write::check_lease;
 use crate::error::{Error, Result};
 
@@ -25,14 +25,6 @@ impl Order {
             "stalest" => Ok(Self::Stalest),
             "longest" => Ok(Self::Longest),
             _ => Err(Error::invalid("order", format!("{name:?}"), "oldest, stalest or longest")),
-        }
-    }
-
-    fn key(self, trajectory: &Trajectory) -> u32 {
-        match self {
-            Self::Oldest => 0,
-            Self::Stalest => trajectory.oldest_version().unwrap_or(u32::MAX),
-            Self::Longest => u32::MAX - trajectory.length,
         }
     }
 }
@@ -65,19 +57,8 @@ impl Store {
         if !(duration > 0.0 && duration.is_finite()) {
             return Err(Error::invalid("duration", duration, "a finite number of seconds above 0"));
         }
-        let mut free: Vec<(u32, u64)> = Vec::new();
-        for &id in &self.index.unfinished {
-            if let Some(trajectory) = self.index.trajectories.get(&id)
-                && trajectory.holder.is_none_or(|holder| holder.deadline <= now)
-            {
-                free.push((order.key(trajectory), id));
-            }
-            if order == Order::Oldest && free.len() >= n {
-                break;
-            }
-        }
-        free.sort_unstable();
-        free.truncate(n);
+        self.index.set_clock(now);
+        let free: Vec<u64> = self.index.queue.free(order).take(n).collect();
         if free.is_empty() {
             return Ok(Vec::new());
         }
@@ -87,10 +68,8 @@ impl Store {
         self.acknowledge()?;
         let deadline = now + duration;
         let mut leases = Vec::with_capacity(free.len());
-        for (epoch, (_, id)) in (first..).zip(free) {
-            if let Some(trajectory) = self.index.trajectories.get_mut(&id) {
-                trajectory.holder = Some(Holder { epoch, deadline });
-            }
+        for (epoch, id) in (first..).zip(free) {
+            self.index.hold(id, Some(Holder { epoch, deadline }));
             let (input_ids, versions, prompt_length) = self.tokens_of(id)?;
             leases.push(Lease {
                 trajectory_id: id,
@@ -107,9 +86,7 @@ impl Store {
     /// Give a lease back before its deadline.
     pub fn release(&mut self, trajectory_id: u64, epoch: u64) -> Result<()> {
         check_lease(trajectory_id, self.trajectory_of(trajectory_id)?, epoch)?;
-        if let Some(trajectory) = self.index.trajectories.get_mut(&trajectory_id) {
-            trajectory.holder = None;
-        }
+        self.index.hold(trajectory_id, None);
         Ok(())
     }
 

@@ -45,6 +45,7 @@ mod disk;
 mod event;
 mod file;
 mod group_event;
+mod ids;
 mod index;
 mod lease;
 mod log;
@@ -56,12 +57,14 @@ mod past;
 #[cfg(test)]
 mod power_tests;
 mod query;
+mod queue;
 mod record;
 mod recover;
 mod repair;
 mod rewrite;
 mod sample;
 mod scan;
+mod shelves;
 #[cfg(test)]
 mod sim_disk;
 mod snapshot;
@@ -192,6 +195,7 @@ impl Store {
             report,
             failed: false,
         };
+        store.index.evict_by(options.when_full);
         store.index.base.boot = store.log.boot();
         store.index.base.columns = column::merge(&store.index.base.columns, &options.columns)?;
         let base = store.index.base.encode();

@@ -8,23 +8,38 @@ use crate::error::{Error, Result};
 impl Index {
     /// Let go of what no mark can bring back.
     pub(super) fn forget_the_past(&mut self) {
-        let oldest = self.base.marks.first().copied();
-        let is_past = |mark: u64| oldest.is_none_or(|oldest| mark < oldest.id);
+        for id in self.spent.iter().copied().collect::<Vec<_>>() {
+            self.forget_if_past(id);
+        }
+        for id in self.aborted.iter().copied().collect::<Vec<_>>() {
+            self.forget_aborted(id);
+        }
+    }
+
+    /// The same for one group. Only a new mark can change what is past of the others.
+    pub(super) fn forget_if_past(&mut self, group_id: u64) {
+        let oldest = self.base.marks.first().map(|mark| mark.id);
+        let is_past = |mark: u64| oldest.is_none_or(|oldest| mark < oldest);
         let dead = |group: &Group| match group.gone {
             Some(mark) => is_past(mark),
             None => group.uses.iter().filter(|mark| is_past(**mark)).count() >= self.max_uses,
         };
-        let past = self.spent.iter().filter(|id| self.groups.get(id).is_some_and(dead));
-        for id in past.copied().collect::<Vec<_>>() {
-            self.forget(id);
+        if self.groups.get(&group_id).is_some_and(dead) {
+            self.forget(group_id);
         }
-        let is_past = |under: u32| oldest.is_none_or(|oldest| under <= oldest.version);
-        self.aborted.retain(|id| {
-            self.trajectories.get_mut(id).is_some_and(|trajectory| {
-                trajectory.discarded.retain(|discarded| !is_past(discarded.under));
-                !trajectory.discarded.is_empty()
-            })
+    }
+
+    /// The same for what was aborted of one trajectory.
+    pub(super) fn forget_aborted(&mut self, id: u64) {
+        let oldest = self.base.marks.first().map(|mark| mark.version);
+        let is_past = |under: u32| oldest.is_none_or(|oldest| under <= oldest);
+        let keeps = self.trajectories.get_mut(&id).is_some_and(|trajectory| {
+            trajectory.discarded.retain(|discarded| !is_past(discarded.under));
+            !trajectory.discarded.is_empty()
         });
+        if !keeps {
+            self.aborted.remove(&id);
+        }
     }
 
     /// Undo what came after a mark.

@@ -15,6 +15,7 @@ use proptest::strategy::Strategy as Generator;
 use super::base::Base;
 use super::file::DATA;
 use super::log::Home;
+use super::queue::Place;
 use super::record::Header;
 use super::sim_disk::{Image, SimDisk, restore};
 use super::*;
@@ -91,8 +92,16 @@ fn state(store: &Store) -> String {
         })
         .collect();
     let base = Base { boot: [0; 16], ..index.base.clone() };
-    let sets = (&index.unfinished, &index.ready, &index.spent, &index.aborted);
-    format!("{:?}", (&index.groups, trajectories, sets, base))
+    let groups: Vec<_> = index
+        .groups
+        .iter()
+        .map(|(id, g)| (id, g.first_trajectory, g.k, g.prompt, &g.uses, g.gone, &g.bytes_in))
+        .collect();
+    let wanted = index.trajectories.iter().filter(|(_, t)| t.place != Place::Out);
+    let unfinished: BTreeSet<u64> = wanted.map(|(id, _)| *id).collect();
+    assert_eq!(unfinished.len(), index.queue.len());
+    let sets = (unfinished, &index.shelves.ready, &index.spent, &index.aborted);
+    format!("{:?}", (groups, trajectories, sets, base))
 }
 
 /// What a call is made of.

@@ -87,7 +87,7 @@ pub struct Stats {
 impl Store {
     /// How many trajectories want tokens, leased or not.
     pub fn unfinished(&self) -> usize {
-        self.index.unfinished.len()
+        self.index.queue.len()
     }
 
     /// Groups created under a version before `before_version` that training can still use or wait
@@ -104,7 +104,7 @@ impl Store {
 
     /// Groups that can be sampled: all members finished and scored, in the order of their ids.
     pub fn complete_groups(&self) -> Vec<u64> {
-        self.index.ready.iter().copied().collect()
+        self.index.shelves.ready.iter().copied().collect()
     }
 
     /// The trajectory ids of a group.
@@ -164,7 +164,7 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {
             groups: self.index.groups.len() as u64,
-            groups_ready: self.index.ready.len() as u64,
+            groups_ready: self.index.shelves.ready.len() as u64,
             bytes_live: self.index.live.values().sum(),
             bytes_written: self.log.files.iter().map(|file| file.end as u64).sum(),
             bytes_allocated: self.log.allocated(),

@@ -1,5 +1,8 @@
 //! Taking groups for training.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use super::Store;
 use super::event::ids_payload;
 use super::record::Kind;
@@ -82,20 +85,22 @@ impl Store {
     }
 
     fn choose(&self, wanted: &Sample<'_>, needed: &[u16]) -> Result<Vec<u64>> {
-        let fresh = |id: &u64| {
-            self.index.groups.get(id).is_some_and(|group| {
-                let age = wanted.version.saturating_sub(self.oldest_version(group));
-                age <= wanted.max_staleness && needed.iter().all(|c| self.has_column(group, *c))
-            })
+        let has_columns = |id: &u64| {
+            let group = self.index.groups.get(id);
+            group.is_some_and(|group| needed.iter().all(|c| self.has_column(group, *c)))
         };
-        let mut order: Vec<u64> = self.index.ready.iter().copied().filter(fresh).collect();
-        if wanted.strategy == Strategy::Uniform {
-            order.sort_by(|a, b| {
-                let key = |id: u64| noise::uniform(wanted.seed, id, 0);
-                key(*a).total_cmp(&key(*b)).then(a.cmp(b))
-            });
-        }
-        order.truncate(wanted.groups.unwrap_or(usize::MAX));
+        // What is not taken is looked at as little as the strategy allows.
+        let floor = wanted.version.saturating_sub(wanted.max_staleness);
+        let order: &mut dyn Iterator<Item = u64> = match wanted.strategy {
+            Strategy::Fifo => &mut self.index.shelves.fresh_by_id(floor),
+            Strategy::Uniform => {
+                // Keys lie above 0, so that they sort as their bits do.
+                let key = |id| Reverse((noise::uniform(wanted.seed, id, 0).to_bits(), id));
+                let mut heap: BinaryHeap<_> = self.index.shelves.fresh(floor).map(key).collect();
+                &mut std::iter::from_fn(move || heap.pop().map(|Reverse((_, id))| id))
+            }
+        };
+        let order = order.filter(has_columns).take(wanted.groups.unwrap_or(usize::MAX));
         let budget = wanted.tokens.unwrap_or(MAX_BATCH).min(MAX_BATCH);
         let (mut taken, mut tokens) = (Vec::new(), 0);
         for id in order {
@@ -114,13 +119,6 @@ impl Store {
             taken.push(id);
         }
         Ok(taken)
-    }
-
-    /// The oldest version among a group's tokens; of a group without any, the one it was created
-    /// under.
-    pub(super) fn oldest_version(&self, group: &Group) -> u32 {
-        let members = group.members().filter_map(|id| self.index.trajectories.get(&id));
-        members.filter_map(|t| t.oldest_version()).min().unwrap_or(group.version)
     }
 
     fn has_column(&self, group: &Group, column: u16) -> bool {

@@ -126,7 +126,7 @@ impl Snapshot {
         let base = &index.base;
         let mut staleness = BTreeMap::new();
         for group in index.groups.values().filter(|group| index.is_alive(group)) {
-            let age = base.version.saturating_sub(self.store.oldest_version(group));
+            let age = base.version.saturating_sub(index.oldest_version(group));
             *staleness.entry(age).or_default() += 1;
         }
         Inspection {

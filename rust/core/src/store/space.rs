@@ -94,8 +94,8 @@ impl Store {
             }
             // An eviction helps only if no mark keeps what it removes.
             let evict = spared > 0 && self.index.base.marks.is_empty();
-            let evicted = if evict { self.evict_one()? } else { false };
-            if !evicted {
+            let evicted = if evict { self.evict_one()? } else { None };
+            if evicted.is_none() {
                 return Err(self.full());
             }
         }
@@ -135,29 +135,18 @@ impl Store {
         ))
     }
 
-    /// Remove the group that the policy names; false if there is none, or no such policy.
-    fn evict_one(&mut self) -> Result<bool> {
-        let stalest = match self.when_full {
-            WhenFull::Refuse | WhenFull::Block => return Ok(false),
-            WhenFull::EvictOldest => false,
-            WhenFull::EvictStalest => true,
-        };
-        let held = |id| self.index.trajectories.get(&id).is_some_and(|t| t.holder.is_some());
-        let groups = self.index.groups.iter();
-        let candidates = groups.filter(|(_, g)| self.index.is_alive(g) && !g.members().any(held));
-        // Work that is complete and was not wanted yet goes before work that has begun.
-        let victim = candidates.min_by_key(|&(id, group)| {
-            let age = if stalest { self.oldest_version(group) } else { 0 };
-            (!self.index.ready.contains(id), age, *id)
-        });
-        let Some(victim) = victim.map(|(id, _)| *id) else { return Ok(false) };
+    /// Remove the group that the policy names, and say how much of the log it kept; none if there is no such
+    /// group, or no such policy.
+    fn evict_one(&mut self) -> Result<Option<u64>> {
+        let Some(victim) = self.index.shelves.victim(self.when_full) else { return Ok(None) };
+        let bytes = self.group_of(victim)?.bytes();
         // Evictions are what makes room: there is always some left for them in the reserve.
         let payload = victim.to_le_bytes();
         if !self.log.fits(payload.len()) {
             self.open_reserved_file()?;
         }
         self.commit(Kind::Evict, 0, &[&payload])?;
-        Ok(true)
+        Ok(Some(bytes))
     }
 
     /// A store that is marked must evict ahead, since what it evicts stays for two marks: at each
@@ -166,7 +155,11 @@ impl Store {
         if matches!(self.when_full, WhenFull::Refuse | WhenFull::Block) {
             return Ok(());
         }
-        while self.index.alive_bytes() > self.capacity_bytes / 2 && self.evict_one()? {}
+        let mut alive = self.index.alive_bytes();
+        while alive > self.capacity_bytes / 2 {
+            let Some(bytes) = self.evict_one()? else { break };
+            alive -= bytes;
+        }
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 use super::event::FinishReason;
 use super::file::Location;
 use super::group_event::{GroupEvent, MovedState};
+use super::queue::Place;
+use super::shelves::Shelf;
 use crate::error::{Error, Result};
 
 /// Tokens of one trajectory that were appended together.
@@ -57,6 +59,8 @@ pub(super) struct Trajectory {
     pub(super) holder: Option<Holder>,
     /// The epoch that finished it, so that a repeated finish is recognised.
     pub(super) finished_by: Option<u64>,
+    /// Where the queue has it.
+    pub(super) place: Place,
 }
 
 impl Trajectory {
@@ -119,6 +123,7 @@ pub(super) struct Group {
     pub(super) gone: Option<u64>,
     /// Bytes of the log that it keeps, by file.
     pub(super) bytes_in: Vec<(u64, u64)>,
+    pub(super) shelf: Shelf,
 }
 
 impl Group {
@@ -141,6 +146,7 @@ pub(super) fn new_group(event: &GroupEvent<'_>, prompt: (Location, u32, bool), s
         uses: event.uses.clone(),
         gone: event.gone,
         bytes_in: vec![(prompt.0.file, size)],
+        shelf: Shelf::None,
     }
 }
 

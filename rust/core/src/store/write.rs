@@ -133,8 +133,8 @@ impl Store {
         } else {
             let code = u64::from(reason as u8).to_le_bytes();
             self.write_control(Kind::Finish, trajectory_id, &code)?;
+            self.index.hold(trajectory_id, None);
             if let Some(trajectory) = self.index.trajectories.get_mut(&trajectory_id) {
-                trajectory.holder = None;
                 trajectory.finished_by = Some(epoch);
             }
         }
