@@ -342,12 +342,14 @@ class Store:
         now: float,
         duration: float,
         order: Literal["oldest", "stalest", "longest"] = "oldest",
+        trajectory_ids: Sequence[int] | None = None,
     ) -> list[Lease]:
         """Claim up to n unfinished trajectories that nobody holds at `now`, for `duration` seconds.
 
         "oldest": created first; "stalest": with the oldest token, those without tokens last;
         "longest": with the longest response. Ties go to the lower trajectory id. Epochs only grow,
-        also over restarts and rewinds.
+        also over restarts and rewinds. With `trajectory_ids` only of these; those among them that
+        are finished or held are passed over. InvalidInputError for one that is not there.
         """
 
     def release(self, trajectory_id: int, epoch: int) -> None:

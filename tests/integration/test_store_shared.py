@@ -30,7 +30,7 @@ from k15core.errors import (
 )
 from k15core.types import Lease
 
-VERSION = 1
+VERSION = 2
 FRAME = 64
 
 
@@ -83,6 +83,10 @@ def test_a_client_is_a_store(store: Store, client: SharedStore, tmp_path: Path) 
     with pytest.raises(InvalidInputError, match="k = 4294967295: expected between 1 and 65536"):
         client.add_group(prompt(), 2**32 - 1)
     np.testing.assert_equal(client.trajectory(0), store.trajectory(0))
+    client.release(other.trajectory_id, other.epoch)
+    wanted = [lease.trajectory_id, other.trajectory_id]
+    (other,) = client.lease(2, now=1, duration=2, trajectory_ids=wanted)
+    assert other.trajectory_id == wanted[1]
     client.release(other.trajectory_id, other.epoch)
     assert client.stats() == store.stats()
     assert client.recovery_report() == store.recovery_report()
@@ -258,11 +262,11 @@ def test_another_version_is_told_so(tmp_path: Path) -> None:
         def answer_as_a_later_version() -> None:
             with listener.accept()[0] as raw:
                 raw.recv(100)
-                raw.send(frame(version=2, code=3) + b"longer")
+                raw.send(frame(version=3, code=3) + b"longer")
 
         server = threading.Thread(target=answer_as_a_later_version)
         server.start()
-        with pytest.raises(StorageError, match="speaks version 2 of the protocol"):
+        with pytest.raises(StorageError, match="speaks version 3 of the protocol"):
             SharedStore(tmp_path / "later")
         server.join()
 

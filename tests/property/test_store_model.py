@@ -54,6 +54,7 @@ class Walk:
         self.columns: dict[str, Any] = {"ref_log_probs": np.float32}
         self.model = ModelStore(self.options["max_uses"])
         self.now = 0.0
+        self.some = random.Random(seed)  # of its own, so that a walk stays the walk of its seed
         self.seen = 0
         self.counts: Counter[str] = Counter()
 
@@ -93,9 +94,18 @@ class Walk:
             "stalest": lambda t: min((token[3] for token in t.tokens), default=2**32),
             "longest": lambda t: -len(t.tokens),
         }
-        free = [i for i in model.unfinished() if model.holders.get(i, (0, -1))[1] <= self.now]
+        never = (0, -float("inf"))
+        free = [i for i in model.unfinished() if model.holders.get(i, never)[1] <= self.now]
         free.sort(key=lambda i: (keys[order](model.trajectories[i]), i))
-        leases = self.store.lease(n, now=self.now, duration=duration, order=order)
+        among = None
+        if self.some.random() < 0.3:
+            among = [i for i in model.unfinished() if i in free[:n] or self.some.random() < 0.5]
+            self.some.shuffle(among)
+            free = [i for i in free if i in among]
+        now = self.now
+        if n == 0 and self.some.random() < 0.5:
+            now -= 5  # a clock that is behind: what had expired is held again
+        leases = self.store.lease(n, now=now, duration=duration, order=order, trajectory_ids=among)
         assert [lease.trajectory_id for lease in leases] == free[:n]
         for lease in leases:
             trajectory = model.trajectories[lease.trajectory_id]

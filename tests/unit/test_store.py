@@ -172,6 +172,24 @@ def test_leases_come_in_the_order_asked_for(store: Store) -> None:
     assert store.lease(0, now=9, duration=1) == []
 
 
+def test_a_lease_can_be_of_some_trajectories(store: Store) -> None:
+    store.add_group(PROMPT, 4)
+
+    def claim(n: int, ids: list[int], now: float = 0) -> list[int]:
+        leases = store.lease(n, now=now, duration=1, trajectory_ids=ids)
+        return [lease.trajectory_id for lease in leases]
+
+    assert claim(9, [3, 1, 3]) == [1, 3]
+    assert claim(9, [3, 2, 1]) == [2], "others are held"
+    assert claim(1, [2, 1], now=1) == [1]
+    assert claim(9, []) == []
+    with pytest.raises(InvalidInputError, match="trajectory_id = 4: expected an id below 4"):
+        claim(9, [0, 4], now=9)
+    with pytest.raises(InvalidInputError, match="trajectory_ids = -1"):
+        claim(9, [-1])
+    assert [lease.trajectory_id for lease in store.lease(9, now=0, duration=1)] == [0]
+
+
 def test_an_abort_starts_the_response_again(store: Store) -> None:
     store.add_group(PROMPT, 1)
     (lease,) = store.lease(1, now=0, duration=1)

@@ -88,13 +88,8 @@ def _write_group(store: Store, batch: PackedBatch, group: slice) -> list[int]:
     oldest = min((int(batch.versions[x.start]) for x in responses if x.start < x.stop), default=0)
     prompt = Prompt(int(batch.prompt_ids[group.start]), _prompt(batch, group.start), "")
     ids = store.add_group(prompt, len(rows), version=oldest)
-    epochs = {}
-    # There is no lease by id: take what is free, and give back at once what others wait for.
-    for lease in store.lease(store.unfinished(), now=_NOW, duration=_DURATION):
-        if lease.trajectory_id in ids:
-            epochs[lease.trajectory_id] = lease.epoch
-        else:
-            store.release(lease.trajectory_id, lease.epoch)
+    leases = store.lease(len(ids), now=_NOW, duration=_DURATION, trajectory_ids=ids)
+    epochs = {lease.trajectory_id: lease.epoch for lease in leases}
     try:
         for row, trajectory_id in zip(rows, ids, strict=True):
             if trajectory_id not in epochs:

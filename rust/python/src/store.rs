@@ -98,7 +98,7 @@ impl Store {
         self.place.needing_room(py, |store| store.add_group(&prompt.data(), k, version))
     }
 
-    #[pyo3(signature = (n, *, now, duration, order="oldest"))]
+    #[pyo3(signature = (n, *, now, duration, order="oldest", trajectory_ids=None))]
     fn lease<'py>(
         &self,
         py: Python<'py>,
@@ -106,10 +106,16 @@ impl Store {
         now: f64,
         duration: f64,
         order: &str,
+        trajectory_ids: Option<Vec<Bound<'py, PyAny>>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let n = natural("n", n)?;
         let order = text(order, Order::from_name)?;
-        let leases = self.place.with(py, |store| store.lease(n, now, duration, order))?;
+        let ids = |ids: Vec<Bound<'py, PyAny>>| {
+            ids.iter().map(|id| natural("trajectory_ids", id)).collect::<Result<Vec<u64>>>()
+        };
+        let among = trajectory_ids.map(ids).transpose()?;
+        let among = among.as_deref();
+        let leases = self.place.with(py, |store| store.lease(among, n, now, duration, order))?;
         store_answers::leases(py, leases)
     }
 

@@ -34,8 +34,15 @@ pub trait Calls {
     fn flush(&mut self) -> Result<()>;
     /// [`Store::add_group`]
     fn add_group(&mut self, prompt: &PromptData<'_>, k: u32, version: u32) -> Result<Vec<u64>>;
-    /// [`Store::lease`]
-    fn lease(&mut self, n: usize, now: f64, duration: f64, order: Order) -> Result<Vec<Lease>>;
+    /// [`Store::lease_among`]
+    fn lease(
+        &mut self,
+        among: Option<&[u64]>,
+        n: usize,
+        now: f64,
+        duration: f64,
+        order: Order,
+    ) -> Result<Vec<Lease>>;
     /// [`Store::release`]
     fn release(&mut self, trajectory_id: u64, epoch: u64) -> Result<()>;
     /// [`Store::append_many`]
@@ -88,8 +95,15 @@ impl Calls for Store {
         Ok(Self::add_group(self, prompt, k, version)?)
     }
 
-    fn lease(&mut self, n: usize, now: f64, duration: f64, order: Order) -> Result<Vec<Lease>> {
-        Ok(Self::lease(self, n, now, duration, order)?)
+    fn lease(
+        &mut self,
+        among: Option<&[u64]>,
+        n: usize,
+        now: f64,
+        duration: f64,
+        order: Order,
+    ) -> Result<Vec<Lease>> {
+        Ok(self.lease_among(among, n, now, duration, order)?)
     }
 
     fn release(&mut self, trajectory_id: u64, epoch: u64) -> Result<()> {

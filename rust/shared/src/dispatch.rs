@@ -82,7 +82,8 @@ fn ask(op: Op, mut from: Reader<'_>, client: &Client<'_>, packed: &mut Packed) -
         Op::Lease => {
             let (n, now, duration) = (from.small()?, float(from)?, float(from)?);
             let order = wire::order(from.word()?)?;
-            let leases = store.with(|store| Calls::lease(store, n, now, duration, order))?;
+            let among = if from.word()? == 0 { None } else { Some(from.array::<u64>()?) };
+            let leases = store.with(|store| Calls::lease(store, among, n, now, duration, order))?;
             sessions.leased(session, &leases);
             Answer::Leases(leases)
         }

@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn leases_end_with_the_last_connection_of_their_session() {
         let house = House::new();
-        let lease = |n| house.store.with(|s| Calls::lease(s, n, 0.0, 1e9, Order::Oldest));
+        let lease = |n| house.store.with(|s| Calls::lease(s, None, n, 0.0, 1e9, Order::Oldest));
         let session = house.sessions.join(0);
         assert_eq!(house.sessions.join(session), session);
         let mine = lease(2).unwrap();
@@ -286,7 +286,7 @@ mod tests {
         #[test]
         fn a_changed_word_never_panics(at in 0usize..14, word in prop_oneof![0u64..9, any::<u64>()]) {
             let (house, mut peer) = (House::new(), Peer::default());
-            let lease = house.store.with(|s| Calls::lease(s, 1, 0.0, 9.0, Order::Oldest)).unwrap();
+            let lease = house.store.with(|s| Calls::lease(s, None, 1, 0.0, 9.0, Order::Oldest)).unwrap();
             let mut words = written(&|sink| {
                 for word in [0, 1, lease[0].trajectory_id, lease[0].epoch, 0] {
                     sink.word(word);

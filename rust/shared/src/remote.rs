@@ -66,9 +66,22 @@ impl Calls for Connection {
         Ok(answer.array()?.to_vec())
     }
 
-    fn lease(&mut self, n: usize, now: f64, duration: f64, order: Order) -> Result<Vec<Lease>> {
+    fn lease(
+        &mut self,
+        among: Option<&[u64]>,
+        n: usize,
+        now: f64,
+        duration: f64,
+        order: Order,
+    ) -> Result<Vec<Lease>> {
         let arguments = [n as u64, now.to_bits(), duration.to_bits(), wire::order_code(order)];
-        wire::leases(&mut self.call(Op::Lease, &|sink| put(sink, &arguments))?)
+        wire::leases(&mut self.call(Op::Lease, &|sink| {
+            put(sink, &arguments);
+            sink.word(u64::from(among.is_some()));
+            if let Some(ids) = among {
+                sink.array(ids);
+            }
+        })?)
     }
 
     fn release(&mut self, trajectory_id: u64, epoch: u64) -> Result<()> {

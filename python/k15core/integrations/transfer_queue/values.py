@@ -92,7 +92,8 @@ class ValueStore:
         self._store.drop_groups(replaced)
 
     def _write(self, places: list[tuple[int, int]], encoded: Encoded) -> None:
-        leases = self._store.lease(len(places), now=0, duration=1)
+        ids = [trajectory_id for _, trajectory_id in places]
+        leases = self._store.lease(len(ids), now=0, duration=1, trajectory_ids=ids)
         epochs = {lease.trajectory_id: lease.epoch for lease in leases}
         at = 0
         for (_, trajectory_id), layout in zip(places, encoded.layouts, strict=True):

@@ -1,5 +1,7 @@
 //! Claims on unfinished trajectories.
 
+use std::collections::BTreeSet;
+
 use super::Store;
 use super::record::Kind;
 use super::state::Holder;
@@ -51,6 +53,23 @@ impl Store {
     /// the caller's seconds). Epochs grow over the whole life of the store, so an epoch of an
     /// earlier opener, or of before a rewind, never fits again.
     pub fn lease(&mut self, n: usize, now: f64, duration: f64, order: Order) -> Result<Vec<Lease>> {
+        self.lease_among(None, n, now, duration, order)
+    }
+
+    /// [`Store::lease`] for none but some trajectories: those of them that are finished or held are passed
+    /// over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidInput`] for an id that the store does not know.
+    pub fn lease_among(
+        &mut self,
+        among: Option<&[u64]>,
+        n: usize,
+        now: f64,
+        duration: f64,
+        order: Order,
+    ) -> Result<Vec<Lease>> {
         if !now.is_finite() {
             return Err(Error::invalid("now", now, "a finite number of seconds"));
         }
@@ -58,7 +77,18 @@ impl Store {
             return Err(Error::invalid("duration", duration, "a finite number of seconds above 0"));
         }
         self.index.set_clock(now);
-        let free: Vec<u64> = self.index.queue.free(order).take(n).collect();
+        let free: Vec<u64> = match among {
+            None => self.index.queue.free(order).take(n).collect(),
+            Some(ids) => {
+                let known = ids.iter().map(|id| Ok((*id, self.trajectory_of(*id)?.place)));
+                let keys: BTreeSet<(u32, u64)> = known
+                    .filter_map(|found| {
+                        found.map(|(id, place)| Some((place.key(order)?, id))).transpose()
+                    })
+                    .collect::<Result<_>>()?;
+                keys.into_iter().map(|(_, id)| id).take(n).collect()
+            }
+        };
         if free.is_empty() {
             return Ok(Vec::new());
         }

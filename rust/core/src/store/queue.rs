@@ -27,6 +27,19 @@ pub(super) enum Place {
     Held { deadline: Deadline },
 }
 
+impl Place {
+    /// What an order goes by before the id; none of what is not free.
+    pub(super) fn key(self, order: Order) -> Option<u32> {
+        match (order, self) {
+            (_, Self::Out | Self::Held { .. }) => None,
+            (Order::Oldest, _) => Some(0),
+            (_, Self::Fresh { .. }) => Some(u32::MAX),
+            (Order::Stalest, Self::Begun { oldest, .. }) => Some(oldest),
+            (Order::Longest, Self::Begun { length, .. }) => Some(u32::MAX - length),
+        }
+    }
+}
+
 /// A number of seconds that sorts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Deadline(i64);
