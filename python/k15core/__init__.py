@@ -21,12 +21,13 @@ if TYPE_CHECKING:
         Store,
     )
     from k15core.sandbox import Sandbox
-    from k15core.types import Chunk, Lease, Loop, PackedBatch, Prompt
+    from k15core.types import Chunk, Lease, Loop, MicroBatch, PackedBatch, Prompt
 
 _HOME = {
     "Chunk": "types",
     "Lease": "types",
     "Loop": "types",
+    "MicroBatch": "types",
     "PackedBatch": "types",
     "PriorityIndex": "_core",
     "Prompt": "types",
@@ -42,6 +43,7 @@ __all__ = [
     "Error",
     "Lease",
     "Loop",
+    "MicroBatch",
     "PackedBatch",
     "PriorityIndex",
     "Prompt",

@@ -23,6 +23,8 @@ __all__ = [
     "StoreServer",
     "__version__",
     "attend_cached",
+    "copy_runs",
+    "plan_micro_batches",
     "repair_store",
     "uniforms",
     "verify_store",
@@ -48,6 +50,35 @@ def attend_cached(
     without gaps; positions: [W]; keys, values: [R * K, T, D] with R >= W; out: [W, H * D]. A row's
     result is the same to the bit whatever the others are. Releases the GIL: nobody may write to the
     arrays meanwhile. Raises InvalidInputError, and writes nothing, if sizes do not fit.
+    """
+
+def copy_runs(
+    source: NDArray[np.uint8],
+    target: NDArray[np.uint8],
+    sources: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    width: int,
+) -> None:
+    """Copy runs of entries of `width` bytes: run i, of lengths[i] entries, from entry sources[i] of
+    `source` to entry targets[i] of `target` [R].
+
+    Releases the GIL. Raises InvalidInputError, and writes nothing, if a run is not within both.
+    """
+
+def plan_micro_batches(
+    cu_seqlens: NDArray[np.int32],
+    group_ids: NDArray[np.int64] | None,
+    *,
+    ranks: int,
+    max_tokens: int,
+    pad_to_multiple: int,
+    pad_total_to_multiple: int,
+    count_multiple: int,
+) -> list[list[NDArray[np.int64]]]:
+    """The rows of each micro-batch of each rank: what `PackedBatch.micro_batches` is made from.
+
+    `group_ids` [B] keeps the rows of a group together.
     """
 
 def uniforms(

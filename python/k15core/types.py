@@ -7,8 +7,11 @@ entries are 0. Ids are 64 bit ints. numpy is imported at first use, never at imp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from k15core.packing import MicroBatch as MicroBatch
+from k15core.packing import PackedBatch as PackedBatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -60,69 +63,6 @@ class Lease:
     def response_length(self) -> int:
         """Tokens generated so far."""
         return len(self.input_ids) - self.prompt_length
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """B trajectories, one after another in flat arrays. Groups are contiguous.
-
-    `columns` has what was declared with `Store(columns=…)`, by name. What `Store.sample` returns
-    are views into buffers that its next call may reuse: `copy()` what must live longer.
-    """
-
-    input_ids: NDArray[np.int32]  # [T]
-    position_ids: NDArray[np.int32]  # [T]
-    cu_seqlens: NDArray[np.int32]  # [B + 1]
-    max_seqlen: int
-    loss_mask: NDArray[np.uint8]  # [T]
-    rollout_log_probs: NDArray[np.float32]  # [T]
-    versions: NDArray[np.uint32]  # [T]
-    rewards: NDArray[np.float32]  # [B]
-    group_ids: NDArray[np.int64]  # [B]
-    trajectory_ids: NDArray[np.int64]  # [B]
-    prompt_ids: NDArray[np.int64]  # [B]
-    prompt_lengths: NDArray[np.int32]  # [B]
-    finish_reasons: NDArray[np.uint8]  # [B], codes of FINISH_REASONS
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # a user's own, [T] each
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-    def copy(self) -> PackedBatch:
-        """The same batch in memory of its own."""
-        named = {k: v for k, v in vars(self).items() if k not in ("max_seqlen", "columns")}
-        columns = {name: values.copy() for name, values in self.columns.items()}
-        return replace(self, columns=columns, **{k: v.copy() for k, v in named.items()})
-
-    def response_lengths(self) -> NDArray[np.int32]:
-        """Tokens of each response [B], whatever their loss mask."""
-        return self.cu_seqlens[1:] - self.cu_seqlens[:-1] - self.prompt_lengths
-
-    def select(self, rows: NDArray[np.int64] | Sequence[int]) -> PackedBatch:
-        """The given trajectories in the given order, in memory of their own."""
-        import numpy as np
-
-        rows = np.asarray(rows, np.int64)
-        starts, lengths = self.cu_seqlens[:-1][rows], np.diff(self.cu_seqlens)[rows]
-        cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        tokens = np.repeat(starts - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
-        per_token = ("input_ids", "position_ids", "loss_mask", "rollout_log_probs", "versions")
-        per_row = (
-            "rewards",
-            "group_ids",
-            "trajectory_ids",
-            "prompt_ids",
-            "prompt_lengths",
-            "finish_reasons",
-        )
-        return replace(
-            self,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=int(lengths.max(initial=0)),
-            **{name: getattr(self, name)[tokens] for name in per_token},
-            **{name: getattr(self, name)[rows] for name in per_row},
-            columns={name: values[tokens] for name, values in self.columns.items()},
-        )
 
 
 class Store(Protocol):

@@ -14,6 +14,7 @@ LAYERS = [
     {"rollout", "trainer", "rewards", "integrations"},
     {"deploy", "algorithms", "tasks", "models", "sandbox", "report"},
     {"types", "config", "registry"},
+    {"packing"},
     {"_core", "errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

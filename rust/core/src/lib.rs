@@ -5,10 +5,13 @@
 
 pub mod attention;
 pub mod error;
+pub mod micro_batch;
 pub mod noise;
 pub mod pack;
 mod pages;
+pub mod partition;
 pub mod repetition;
+pub mod runs;
 pub mod sampler;
 pub mod store;
 pub mod values;

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod argument;
 mod attention;
 mod error;
+mod micro_batch;
 mod noise;
 mod priority_index;
 mod prompt_sampler;
@@ -25,6 +26,8 @@ mod views;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(attention::attend_cached, module)?)?;
+    module.add_function(wrap_pyfunction!(micro_batch::copy_runs, module)?)?;
+    module.add_function(wrap_pyfunction!(micro_batch::plan_micro_batches, module)?)?;
     module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;
     module.add_class::<repetition::RepetitionDetector>()?;
     module.add_class::<priority_index::PriorityIndex>()?;
