@@ -21,6 +21,7 @@ __all__ = [
     "Store",
     "StoreReader",
     "StoreServer",
+    "StoreWatcher",
     "__version__",
     "attend_cached",
     "copy_runs",
@@ -518,6 +519,12 @@ class Store:
     def trajectory(self, trajectory_id: int) -> _TrajectoryView:
         """Everything that is stored about a trajectory, copied."""
 
+    def leases(self) -> list[tuple[int, int, float]]:
+        """Who holds what: trajectory id, epoch and deadline of each lease, the earliest first.
+
+        One whose deadline has passed is held until another claim takes it.
+        """
+
     def stats(self) -> dict[str, int]:
         """Counts of trajectories by state, groups, tokens, bytes and files."""
 
@@ -674,6 +681,36 @@ class StoreReader:
         bytes_written, marks (version by id), columns (by name: dtype, and response tokens that have
         a value), version (the newest), staleness (groups by versions
         behind the newest), next_group_id, next_trajectory_id, next_epoch.
+        """
+
+@final
+class StoreWatcher:
+    """Follows the log of a store that another process has open, or nobody.
+
+    It takes no lock, maps nothing and writes nothing: the opener does not notice it. Token data is
+    not read. `max_uses` (1) decides which groups count as used up. Raises InvalidInputError if the
+    directory holds no store.
+    """
+
+    def __new__(cls, directory: str | PathLike[str], *, max_uses: int | None = None) -> Self: ...
+    def read(self) -> None:
+        """Read what was added to the log since the last time, so that no file of it is missed.
+
+        Raises CorruptionError if a record is damaged: the next time tries again from there.
+        ConflictError if the log is written faster than it can be read.
+        """
+
+    def look(self) -> dict[str, Any]:
+        """`read`, then what the store holds now.
+
+        trajectories (by state), begun (unfinished ones with tokens), groups (all, ready, gone),
+        tokens (of responses), staleness (groups by versions behind the newest), version (the
+        newest), most_versions (that an unfinished trajectory has tokens of), marks (version by id),
+        bytes_live (still needed), bytes_kept (of these: only for a return to a mark),
+        bytes_written, bytes_allocated (of files and spares), files, spare_files, flow (what moved
+        since the first record that was read: response tokens_in and tokens_out, groups_in and
+        groups_out, leases given), restarts (how often it had to begin anew, with flow at 0, because
+        the log's oldest files were used again before they were read).
         """
 
 def verify_store(directory: str | PathLike[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from k15core.errors import (
 )
 from k15core.types import Lease
 
-VERSION = 2
+VERSION = 3
 FRAME = 64
 
 
@@ -262,11 +262,11 @@ def test_another_version_is_told_so(tmp_path: Path) -> None:
         def answer_as_a_later_version() -> None:
             with listener.accept()[0] as raw:
                 raw.recv(100)
-                raw.send(frame(version=3, code=3) + b"longer")
+                raw.send(frame(version=4, code=3) + b"longer")
 
         server = threading.Thread(target=answer_as_a_later_version)
         server.start()
-        with pytest.raises(StorageError, match="speaks version 3 of the protocol"):
+        with pytest.raises(StorageError, match="speaks version 4 of the protocol"):
             SharedStore(tmp_path / "later")
         server.join()
 

@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   k15 sandbox run answer.py --stdin input.txt   run an untrusted program
   k15 sandbox doctor                            what the sandbox can do on this machine
   k15 store verify runs/doors/store             check every record of a trajectory store
+  k15 store top runs/doors/store                watch a store while a run has it open
 """
 
 

@@ -1,4 +1,4 @@
-"""`k15 store verify`, `inspect` and `repair`; `export` has a file of its own."""
+"""`k15 store verify`, `inspect` and `repair`; `top` and `export` have files of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from k15core.cli import store_export
+from k15core.cli import store_export, store_top
+from k15core.cli.units import byte_size
 from k15core.errors import CorruptionError, InvalidInputError
 
 VERIFY_NOTES = """exit code:
@@ -43,7 +44,7 @@ Fields = dict[str, Any]
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `store` and what is below it to the command line."""
     top = commands.add_parser(
-        "store", help="check, look into, repair and export a trajectory store"
+        "store", help="check, look into, watch, repair and export a trajectory store"
     )
     actions = top.add_subparsers(required=True, metavar="ACTION")
 
@@ -92,6 +93,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         REPAIR_NOTES,
     )
     repair.set_defaults(command=_repair)
+    store_top.add_command(actions)
     store_export.add_command(actions)
 
 
@@ -104,7 +106,7 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         for damage in found["damages"]:
             print(describe_damage(damage))
-        print(f"{found['records']} whole records, {_size(found['bytes'])}, {_files(found)}")
+        print(f"{found['records']} whole records, {byte_size(found['bytes'])}, {_files(found)}")
         print(_opening(found))
     return 1 if found["damages"] else 0
 
@@ -193,8 +195,8 @@ def _describe(found: Fields) -> list[str]:
         f"groups        {groups['all']}: {groups['ready']} to be sampled, {groups['gone']} used up "
         "or removed",
         f"tokens        {found['tokens']} of responses",
-        f"bytes         {_size(found['bytes_written'])} written, {_size(found['bytes_live'])} of "
-        "them needed",
+        f"bytes         {byte_size(found['bytes_written'])} written, "
+        f"{byte_size(found['bytes_live'])} of them needed",
         f"version       {found['version']} is the newest",
         "marks         "
         + (", ".join(f"{id_} (version {v})" for id_, v in found["marks"].items()) or "none"),
@@ -215,17 +217,17 @@ def _describe(found: Fields) -> list[str]:
     lines += [f"  {age:>9} {count:>9}" for age, count in found["staleness"].items()]
     lines += ["", f"  {'record':12} {'number':>9} {'bytes':>12}"]
     lines += [
-        f"  {kind:12} {each['records']:>9} {_size(each['bytes']):>12}"
+        f"  {kind:12} {each['records']:>9} {byte_size(each['bytes']):>12}"
         for kind, each in found["kinds"].items()
     ]
     lines += ["", f"  {'file':28} {'size':>10} {'written':>10} {'needed':>10} {'from record':>12}"]
     for file in found["files"]:
-        sizes = [_size(file[name]) for name in ("bytes", "committed", "bytes_live")]
+        sizes = [byte_size(file[name]) for name in ("bytes", "committed", "bytes_live")]
         name = file["name"].rsplit("/", 1)[-1]
         lines.append(
             f"  {name:28} {sizes[0]:>10} {sizes[1]:>10} {sizes[2]:>10} {file['first_record']:>12}"
         )
-    spares = f"{found['spare_files']} spare files, {_size(found['spare_bytes'])}"
+    spares = f"{found['spare_files']} spare files, {byte_size(found['spare_bytes'])}"
     return [*lines, f"  {spares}"]
 
 
@@ -277,10 +279,3 @@ def _lost(lost: Fields) -> str:
 
 def _files(found: Fields) -> str:
     return f"{found['files']} file" + ("" if found["files"] == 1 else "s")
-
-
-def _size(n: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if n >= size:
-            return f"{n / size:.1f} {unit}"
-    return f"{n} B"

@@ -23,8 +23,8 @@ from k15core.report.schema import Record, number
 if TYPE_CHECKING:
     from types import TracebackType
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII = "_.-:=+*#"
+BLOCKS = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS = "_.-:=+*#"
 
 
 class LiveDisplay:
@@ -179,7 +179,7 @@ class LiveDisplay:
         return max(0.0, ahead - (self._clock() - now))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        blocks = _BLOCKS if options.encoding.startswith("utf") else _ASCII
+        blocks = BLOCKS if options.encoding.startswith("utf") else ASCII_BLOCKS
         step, total, unit = self._progress()
         left = self._seconds_left()
         head = Table.grid(expand=True, padding=(0, 1))
@@ -254,7 +254,7 @@ class LiveDisplay:
 
 
 def sparkline(
-    values: Sequence[float], width: int, low: float, high: float, blocks: str = _BLOCKS
+    values: Sequence[float], width: int, low: float, high: float, blocks: str = BLOCKS
 ) -> str:
     """The values as a line of at most `width` characters, each the mean of its share of them."""
     width = min(width, len(values))

@@ -19,6 +19,7 @@ mod store_sampling;
 mod store_server;
 mod store_settings;
 mod store_tools;
+mod store_watcher;
 mod views;
 
 /// Registers every class and function of the module.
@@ -36,6 +37,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<store_server::SharedStore>()?;
     module.add_class::<store_server::StoreServer>()?;
     module.add_class::<store_tools::StoreReader>()?;
+    module.add_class::<store_watcher::StoreWatcher>()?;
     module.add_function(wrap_pyfunction!(store_tools::verify_store, module)?)?;
     module.add_function(wrap_pyfunction!(store_tools::repair_store, module)?)?;
     module.add_class::<sandbox::SandboxPool>()?;

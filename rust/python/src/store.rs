@@ -351,6 +351,10 @@ impl Store {
         store_answers::trajectory(py, id, view)
     }
 
+    fn leases(&self, py: Python<'_>) -> Result<Vec<(u64, u64, f64)>> {
+        self.place.with(py, |store| store.leases())
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         store_answers::stats(py, &self.place.with(py, |store| store.stats())?)
     }

@@ -80,6 +80,8 @@ pub trait Calls {
     fn group(&mut self, group_id: u64) -> Result<GroupView>;
     /// [`Store::trajectory`]
     fn trajectory(&mut self, trajectory_id: u64) -> Result<TrajectoryView>;
+    /// [`Store::leases`]
+    fn leases(&mut self) -> Result<Vec<(u64, u64, f64)>>;
     /// [`Store::stats`]
     fn stats(&mut self) -> Result<Stats>;
     /// [`Store::recovery_report`]
@@ -182,6 +184,10 @@ impl Calls for Store {
 
     fn trajectory(&mut self, trajectory_id: u64) -> Result<TrajectoryView> {
         Ok(Self::trajectory(self, trajectory_id)?)
+    }
+
+    fn leases(&mut self) -> Result<Vec<(u64, u64, f64)>> {
+        Ok(Self::leases(self))
     }
 
     fn stats(&mut self) -> Result<Stats> {

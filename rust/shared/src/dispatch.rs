@@ -145,6 +145,7 @@ fn ask(op: Op, mut from: Reader<'_>, client: &Client<'_>, packed: &mut Packed) -
             Answer::Number(store.with(|store| Calls::dtype_of(store, name))? as u64)
         }
         Op::SetColumn => set_column(from, store)?,
+        Op::Leases => Answer::Ids(wire::flat_leases(&store.with(Calls::leases)?)),
     })
 }
 

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// The version of the protocol. Another one is told so and refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a frame.
 pub const SIZE: usize = 64;
 /// Blocks of shared memory that a connection may have at a time.
@@ -59,10 +59,11 @@ pub enum Op {
     Columns,
     DtypeOf,
     SetColumn,
+    Leases,
 }
 
 impl Op {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::Hello,
         Self::Fetch,
         Self::Flush,
@@ -87,6 +88,7 @@ impl Op {
         Self::Columns,
         Self::DtypeOf,
         Self::SetColumn,
+        Self::Leases,
     ];
 
     /// The operation of a code.

@@ -173,6 +173,10 @@ impl Calls for Connection {
         wire::trajectory(&mut self.call(Op::Trajectory, &|sink| sink.word(trajectory_id))?)
     }
 
+    fn leases(&mut self) -> Result<Vec<(u64, u64, f64)>> {
+        wire::held_leases(&mut self.call(Op::Leases, &|_| {})?)
+    }
+
     fn stats(&mut self) -> Result<Stats> {
         wire::stats(&mut self.call(Op::Stats, &|_| {})?)
     }

@@ -98,6 +98,19 @@ pub fn leases(reader: &mut Reader<'_>) -> Result<Vec<Lease>> {
     (0..n).map(lease).collect()
 }
 
+/// Who holds what, three words a lease.
+pub fn flat_leases(held: &[(u64, u64, f64)]) -> Vec<u64> {
+    held.iter().flat_map(|&(id, epoch, deadline)| [id, epoch, deadline.to_bits()]).collect()
+}
+
+pub fn held_leases(reader: &mut Reader<'_>) -> Result<Vec<(u64, u64, f64)>> {
+    let (held, rest) = reader.array::<u64>()?.as_chunks::<3>();
+    if !rest.is_empty() {
+        return Err(Error::Malformed("counts of another number"));
+    }
+    Ok(held.iter().map(|&[id, epoch, deadline]| (id, epoch, f64::from_bits(deadline))).collect())
+}
+
 pub fn put_group(sink: &mut dyn Sink, group: &GroupView) {
     sink.word(group.prompt_id.cast_unsigned());
     sink.array(&group.tokens);

@@ -83,14 +83,14 @@ impl ColumnEvent {
         out
     }
 
-    pub(super) fn decode(trajectory_id: u64, reader: &mut Reader<'_>) -> Result<Self> {
+    /// All but the values.
+    pub(super) fn decode_fields(trajectory_id: u64, reader: &mut Reader<'_>) -> Result<Self> {
         let head = reader.bytes(4)?;
         let (column, code) = (u16::from_le_bytes([head[0], head[1]]), head[2]);
         let dtype = Dtype::from_code(code).ok_or_else(|| {
             Error::Corruption(format!("values of dtype {code}, which no version knows"))
         })?;
         let (offset, n, under) = (reader.u32()?, reader.u32()?, reader.u32()?);
-        reader.bytes(n as usize * dtype.width())?;
         Ok(Self { trajectory_id, column, dtype, offset, n, under })
     }
 

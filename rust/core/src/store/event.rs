@@ -1,9 +1,9 @@
 //! What the records say: from bytes to fields and back.
 
 use super::base::Base;
-use super::column::ColumnEvent;
+use super::column::{COLUMN_FIELDS, ColumnEvent};
 use super::group_event::GroupEvent;
-use super::record::{Kind, Reader};
+use super::record::{self, Kind, Reader};
 use crate::error::Result;
 
 /// Why a trajectory ended, by the codes of the format and of `PackedBatch.finish_reasons`.
@@ -112,6 +112,45 @@ pub(super) fn ids_payload(ids: &[u64]) -> Vec<u8> {
 }
 
 impl<'a> Event<'a> {
+    /// Bytes that say what a record of this kind is about, if token data follow them.
+    pub(super) fn fields(kind: Kind) -> Option<usize> {
+        match kind {
+            Kind::Append | Kind::MovedAppend => Some(APPEND_FIELDS),
+            Kind::Column | Kind::MovedColumn => Some(COLUMN_FIELDS),
+            _ => None,
+        }
+    }
+
+    /// [`Event::decode`] for a kind with [`Event::fields`], from these alone. `payload` is the
+    /// length of the whole.
+    pub(super) fn decode_fields(
+        kind: Kind,
+        subject: u64,
+        fields: &'a [u8],
+        payload: usize,
+    ) -> Result<Self> {
+        let mut reader = Reader::new(fields);
+        let (event, length) = match kind {
+            Kind::Column | Kind::MovedColumn => {
+                let event = ColumnEvent::decode_fields(subject, &mut reader)?;
+                let length = COLUMN_FIELDS as u64 + event.bytes();
+                let moved = kind == Kind::MovedColumn;
+                (if moved { Self::MovedColumn(event) } else { Self::Column(event) }, length)
+            }
+            _ => {
+                let (offset, n, version) = (reader.u32()?, reader.u32()?, reader.u32()?);
+                let (trajectory_id, length) = (subject, append_payload(n as usize) as u64);
+                let event = if kind == Kind::Append {
+                    Self::Append { trajectory_id, offset, n, version }
+                } else {
+                    Self::MovedAppend { trajectory_id, offset, n, version }
+                };
+                (event, length)
+            }
+        };
+        if length == payload as u64 { Ok(event) } else { Err(record::short()) }
+    }
+
     /// The content of a record whose checksum was right.
     pub(super) fn decode(kind: Kind, subject: u64, payload: &'a [u8]) -> Result<Self> {
         let mut reader = Reader::new(payload);
@@ -119,16 +158,9 @@ impl<'a> Event<'a> {
             Kind::Base => Self::Base(Base::decode(&mut reader)?),
             Kind::Group => Self::Group(GroupEvent::decode(subject, false, &mut reader)?),
             Kind::MovedGroup => Self::MovedGroup(GroupEvent::decode(subject, true, &mut reader)?),
-            Kind::Append | Kind::MovedAppend => {
-                let (offset, n, version) = (reader.u32()?, reader.u32()?, reader.u32()?);
-                reader.u32()?;
-                reader.bytes(9 * n as usize)?;
-                let trajectory_id = subject;
-                if kind == Kind::Append {
-                    Self::Append { trajectory_id, offset, n, version }
-                } else {
-                    Self::MovedAppend { trajectory_id, offset, n, version }
-                }
+            Kind::Append | Kind::MovedAppend | Kind::Column | Kind::MovedColumn => {
+                let fields = reader.bytes(Self::fields(kind).unwrap_or(0))?;
+                return Self::decode_fields(kind, subject, fields, payload.len());
             }
             Kind::Claim => Self::Claim { next_epoch: reader.u64()? },
             Kind::Finish => {
@@ -152,8 +184,6 @@ impl<'a> Event<'a> {
             }
             Kind::MovedEnd => Self::MovedEnd { group_id: subject },
             Kind::MovedAbort => Self::MovedAbort { trajectory_id: subject, under: reader.u32()? },
-            Kind::Column => Self::Column(ColumnEvent::decode(subject, &mut reader)?),
-            Kind::MovedColumn => Self::MovedColumn(ColumnEvent::decode(subject, &mut reader)?),
         };
         reader.end()?;
         Ok(event)

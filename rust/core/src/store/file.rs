@@ -50,6 +50,26 @@ pub(super) enum Damage {
     Payload(Header),
 }
 
+/// What the header of a file says that others may be writing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) format: u32,
+    pub(super) sequence: u64,
+    pub(super) first_number: u64,
+    pub(super) committed: usize,
+}
+
+impl Head {
+    /// The header, if it matches its checksums.
+    pub(super) fn decode(head: &[u8; DATA]) -> Option<Self> {
+        let whole = head[..8] == *MAGIC && u32_at(head, 12)? == header_checksum(head);
+        let committed = read_word(u64_at(head, COMMITTED)?).filter(|&end| end >= DATA)?;
+        let (sequence, first_number) = (u64_at(head, 16)?, u64_at(head, 32)?);
+        let format = u32_at(head, 8)?;
+        whole.then_some(Self { format, sequence, first_number, committed })
+    }
+}
+
 /// A file that may be damaged.
 pub(super) struct Examined {
     pub(super) file: LogFile,

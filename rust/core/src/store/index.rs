@@ -305,6 +305,13 @@ impl Index {
         group.gone.is_none() && group.uses.len() < self.max_uses
     }
 
+    /// The oldest version among a group's tokens; of a group without any, the one it was created
+    /// under.
+    pub(super) fn oldest_version(&self, group: &Group) -> u32 {
+        let members = group.members().filter_map(|id| self.trajectories.get(&id));
+        members.filter_map(Trajectory::oldest_version).min().unwrap_or(group.version)
+    }
+
     pub(super) fn is_complete(&self, group: &Group) -> bool {
         group.members().all(|id| {
             self.trajectories.get(&id).is_some_and(|t| t.finish.is_some() && t.reward.is_some())
@@ -382,13 +389,6 @@ impl Index {
             self.shelves.put(group_id, group.shelf, shelf);
             group.shelf = shelf;
         }
-    }
-
-    /// The oldest version among a group's tokens; of a group without any, the one it was created
-    /// under.
-    pub(super) fn oldest_version(&self, group: &Group) -> u32 {
-        let members = group.members().filter_map(|id| self.trajectories.get(&id));
-        members.filter_map(Trajectory::oldest_version).min().unwrap_or(group.version)
     }
 
     fn is_held(&self, group: &Group) -> bool {

@@ -120,6 +120,16 @@ impl Store {
         Ok(())
     }
 
+    /// Who holds what: trajectory id, epoch and deadline of each lease, the earliest first.
+    /// One whose deadline has passed is held until another claim takes it.
+    pub fn leases(&self) -> Vec<(u64, u64, f64)> {
+        let held = |id| {
+            let holder = self.index.trajectories.get(&id)?.holder?;
+            Some((id, holder.epoch, holder.deadline))
+        };
+        self.index.queue.held().filter_map(held).collect()
+    }
+
     /// Prompt and response so far, the versions of both, and the prompt's length.
     fn tokens_of(&self, id: u64) -> Result<(Vec<i32>, Vec<u32>, usize)> {
         let trajectory = self.trajectory_of(id)?;

@@ -71,6 +71,8 @@ mod snapshot;
 mod space;
 mod state;
 mod verify;
+mod watch;
+mod watch_file;
 mod write;
 
 pub use column::{Column, ColumnChunk};
@@ -87,6 +89,7 @@ pub use sample::{Sample, Strategy};
 pub use snapshot::{FileView, Inspection, Segment, Snapshot};
 pub use space::WhenFull;
 pub use verify::{DamageReport, KindCount, Opening, Verification, verify};
+pub use watch::{Flow, Watched, Watcher};
 pub use write::Chunk;
 
 use event::Event;

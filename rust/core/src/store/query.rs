@@ -3,8 +3,9 @@
 use super::Store;
 use super::event::{APPEND_FIELDS, Event, FinishReason, append_payload};
 use super::group_event::PromptData;
+use super::index::Index;
 use super::record::{Kind, Reader};
-use super::state::{Chunk, Group};
+use super::state::{Chunk, Group, Trajectory};
 use crate::error::{Error, Result};
 use crate::values::Values;
 
@@ -173,12 +174,7 @@ impl Store {
             spare_files: self.log.spares.len() as u64,
             ..Stats::default()
         };
-        for (&id, trajectory) in &self.index.trajectories {
-            stats.tokens += u64::from(trajectory.length);
-            if let Ok(state) = self.state_of(id) {
-                stats.trajectories[state as usize] += 1;
-            }
-        }
+        (stats.trajectories, stats.tokens) = count_states(&self.index);
         let gone = self.index.groups.values().filter(|group| !self.index.is_alive(group));
         stats.groups_gone = gone.count() as u64;
         stats
@@ -186,15 +182,7 @@ impl Store {
 
     fn state_of(&self, trajectory_id: u64) -> Result<State> {
         let trajectory = self.trajectory_of(trajectory_id)?;
-        Ok(if !self.index.is_alive(self.group_of(trajectory.group_id)?) {
-            State::Gone
-        } else if trajectory.finish.is_none() {
-            State::Unfinished
-        } else if trajectory.reward.is_none() {
-            State::Finished
-        } else {
-            State::Scored
-        })
+        Ok(state(&self.index, self.group_of(trajectory.group_id)?, trajectory))
     }
 
     pub(super) fn group_of(&self, group_id: u64) -> Result<&Group> {
@@ -216,5 +204,29 @@ impl Store {
     fn groups_where(&self, wanted: impl Fn(&Group) -> bool) -> Vec<u64> {
         let groups = self.index.groups.iter();
         groups.filter(|(_, group)| wanted(group)).map(|(id, _)| *id).collect()
+    }
+}
+
+/// Trajectories by [`State`], and their response tokens.
+pub(super) fn count_states(index: &Index) -> ([u64; 4], u64) {
+    let (mut states, mut tokens) = ([0; 4], 0);
+    for trajectory in index.trajectories.values() {
+        tokens += u64::from(trajectory.length);
+        if let Some(group) = index.groups.get(&trajectory.group_id) {
+            states[state(index, group, trajectory) as usize] += 1;
+        }
+    }
+    (states, tokens)
+}
+
+fn state(index: &Index, group: &Group, trajectory: &Trajectory) -> State {
+    if !index.is_alive(group) {
+        State::Gone
+    } else if trajectory.finish.is_none() {
+        State::Unfinished
+    } else if trajectory.reward.is_none() {
+        State::Finished
+    } else {
+        State::Scored
     }
 }

@@ -137,6 +137,16 @@ impl Queue {
         }
     }
 
+    /// Those that have tokens and are free.
+    pub(super) fn begun(&self) -> impl Iterator<Item = u64> {
+        self.begun.iter().copied()
+    }
+
+    /// Those that have a holder, whether its deadline has passed or not: the earliest first.
+    pub(super) fn held(&self) -> impl Iterator<Item = u64> {
+        self.deadlines.iter().map(|(_, id)| *id)
+    }
+
     fn insert(&mut self, id: u64, place: Place) {
         let deadline = match place {
             Place::Out => None,

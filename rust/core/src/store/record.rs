@@ -210,7 +210,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn short() -> Error {
+pub(super) fn short() -> Error {
     Error::Corruption("its payload does not have the fields of its kind".into())
 }
 
