@@ -1,8 +1,6 @@
-"""Processes around one served store, to be killed.
+"""Processes around one served store, to be killed: one serves it, some work, some read.
 
-python store_served.py serve DIRECTORY SOCKET     has the store open and serves it
-python store_served.py work SOCKET SEED           appends, finishes, says what was acknowledged
-python store_served.py read SOCKET SEED           reads whole trajectories and checks them
+python store_served.py DIRECTORY SOCKET    serves until its standard input ends
 
 Tokens are a function of (trajectory, position): whoever reads can check them.
 """
@@ -10,61 +8,58 @@ Tokens are a function of (trajectory, position): whoever reads can check them.
 from __future__ import annotations
 
 import random
+import signal
 import sys
 import time
+from collections.abc import Callable
 
-import numpy as np
-from store_writer import OPTIONS, advance, say, tokens_of
+from store_writer import OPTIONS, say, take, tokens_of, write_once
 
-from k15core import Prompt, SharedStore, Store
-from k15core.errors import ConflictError, DisconnectedError, InvalidInputError, LeaseExpiredError
+from k15core import SharedStore, Store
+from k15core.errors import (
+    CapacityError,
+    ConflictError,
+    DisconnectedError,
+    InvalidInputError,
+    LeaseExpiredError,
+)
 
 
-def serve(directory: str, path: str) -> None:
+def serve(directory: str, path: str, wait: Callable[[], object] = signal.pause) -> None:
+    """Have the store open and serve it."""
     with Store(directory, sync="batch", **OPTIONS) as store, store.serve(path):
         say("open")
-        sys.stdin.read()
+        wait()
 
 
-def work(path: str, seed: int) -> None:
+def work(path: str, seed: str) -> None:
+    """Append, finish, sample; say what was acknowledged."""
     rng = random.Random(seed)
-    store = SharedStore(path)
+    store = connect(path)
     say("open")
     while True:
         try:
-            work_once(store, rng)
+            write_once(store, rng)
         except (LeaseExpiredError, ConflictError):
             say("fenced")  # the server was started again: its leases are void
+        except CapacityError:
+            take(store, 8)
         except DisconnectedError:
-            time.sleep(0.02)
+            time.sleep(0.005)
 
 
-def work_once(store: Store, rng: random.Random) -> None:
-    if store.unfinished() < 12:
-        length = rng.randint(1, 300)
-        members = store.add_group(Prompt(0, np.arange(length, dtype=np.int32), ""), 2)
-        say("group", members[0], length)
-    for lease in store.lease(3, now=0, duration=1e9):
-        who, length = lease.trajectory_id, lease.response_length
-        assert lease.input_ids[lease.prompt_length :].tolist() == tokens_of(who, 0, length).tolist()
-        advance(store, lease, rng)
-    if rng.random() < 0.2:
-        batch = store.sample(groups=2, version=0, max_staleness=0)
-        for who, start, end, prompt in zip(
-            batch.trajectory_ids.tolist(),
-            batch.cu_seqlens[:-1],
-            batch.cu_seqlens[1:],
-            batch.prompt_lengths,
-            strict=True,
-        ):
-            response = batch.input_ids[start + prompt : end]
-            assert response.tolist() == tokens_of(who, 0, len(response)).tolist()
-        say("use", *sorted(set(batch.trajectory_ids.tolist())))
+def connect(path: str) -> SharedStore:
+    while True:
+        try:
+            return SharedStore(path)
+        except DisconnectedError:
+            time.sleep(0.005)  # the server is being started again
 
 
-def read(path: str, seed: int) -> None:
+def read(path: str, seed: str) -> None:
+    """Read whole trajectories and check them."""
     rng = random.Random(seed)
-    store = SharedStore(path)
+    store = connect(path)
     say("open")
     while True:
         try:
@@ -77,12 +72,8 @@ def read(path: str, seed: int) -> None:
         except InvalidInputError:
             pass  # used up in between
         except DisconnectedError:
-            time.sleep(0.02)
+            time.sleep(0.005)
 
 
 if __name__ == "__main__":
-    role, first, second = sys.argv[1:]
-    if role == "serve":
-        serve(first, second)
-    else:
-        {"work": work, "read": read}[role](first, int(second))
+    serve(sys.argv[1], sys.argv[2], sys.stdin.read)

@@ -1,22 +1,25 @@
-"""A process that writes to a store until it is killed, and says on its standard output what was
+"""Threads that write to a store until their process is killed, and say on standard output what was
 acknowledged. Tokens are a function of (trajectory, position): whoever reads can check them.
-
-python store_writer.py DIRECTORY SEED SYNC
 """
 
 from __future__ import annotations
 
 import os
 import random
-import sys
+import threading
+import traceback
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from k15core import Lease, Prompt, Store
+from k15core.errors import CapacityError
 
-OPTIONS: dict[str, Any] = {"capacity_bytes": 256 << 20, "file_bytes": 1 << 20}
+OPTIONS: dict[str, Any] = {"capacity_bytes": 32 << 20, "file_bytes": 256 << 10}
+"""Small, so that files are recycled and moved all the time, and an opening is quick."""
+PIECES = [1, 10, 300, 6000]
+THREADS = 4
 
 
 def tokens_of(trajectory_id: int, start: int, stop: int) -> NDArray[np.int32]:
@@ -35,9 +38,13 @@ def advance(store: Store, lease: Lease, rng: random.Random) -> None:
     """Append some pieces to a response, then finish and score it or give it back."""
     who, length = lease.trajectory_id, lease.response_length
     for _ in range(rng.randint(1, 4)):
-        stop = length + rng.choice([1, 10, 1000, 30000])
+        stop = length + rng.choice(PIECES)
         tokens = tokens_of(who, length, stop)
-        store.append(who, lease.epoch, length, tokens, log_probs_of(tokens), 0)
+        try:
+            store.append(who, lease.epoch, length, tokens, log_probs_of(tokens), 0)
+        except CapacityError:
+            store.release(who, lease.epoch)
+            raise
         say("append", who, stop)
         length = stop
     if rng.random() < 0.3:
@@ -49,23 +56,60 @@ def advance(store: Store, lease: Lease, rng: random.Random) -> None:
         store.release(who, lease.epoch)
 
 
-def write(directory: str, seed: int, sync: str) -> None:
-    rng = random.Random(seed)
-    store = Store(directory, sync=sync, **OPTIONS)
+def write(directory: str, seed: str, sync: str) -> None:
+    """Have a store open and write to it from several threads, for ever."""
+    store = Store(directory, sync=sync, **OPTIONS)  # type: ignore[arg-type]
+    threading.excepthook = end  # type: ignore[assignment]
     say("open")
+    threads = [
+        threading.Thread(target=write_on, args=(store, f"{seed} {number}", number == 0))
+        for number in range(THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def end(what: threading.ExceptHookArgs) -> None:
+    """A thread that fails must not leave the others to be killed as if all were well."""
+    traceback.print_exception(what.exc_value)
+    os._exit(1)
+
+
+def write_on(store: Store, seed: str, is_first: bool) -> None:
+    rng = random.Random(seed)
     while True:
-        prompt = Prompt(seed, np.arange(rng.randint(1, 300), dtype=np.int32), str(seed))
-        if store.unfinished() < 6:
-            members = store.add_group(prompt, 2)
-            say("group", members[0], len(prompt.input_ids))
-        for lease in store.lease(4, now=0, duration=1e9):
-            advance(store, lease, rng)
-        if rng.random() < 0.3:
-            batch = store.sample(groups=2, version=0, max_staleness=0)
-            say("use", *sorted(set(batch.trajectory_ids.tolist())))
-        if rng.random() < 0.1:
-            say("mark", store.mark(0))
+        try:
+            write_once(store, rng)
+            # One thread marks: of two marks one is kept whatever is in flight.
+            if is_first and rng.random() < 0.1:
+                say("mark", store.mark(0))
+        except CapacityError:
+            take(store, 8)
+            if is_first:
+                say("mark", store.mark(0))
 
 
-if __name__ == "__main__":
-    write(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+def write_once(store: Store, rng: random.Random) -> None:
+    if store.unfinished() < 3 * THREADS:
+        length = rng.randint(1, 300)
+        members = store.add_group(Prompt(0, np.arange(length, dtype=np.int32), ""), 2)
+        say("group", members[0], length)
+    for lease in store.lease(2, now=0, duration=1e9):
+        who, length = lease.trajectory_id, lease.response_length
+        response = lease.input_ids[lease.prompt_length :]
+        np.testing.assert_array_equal(response, tokens_of(who, 0, length))
+        advance(store, lease, rng)
+    if rng.random() < 0.3:
+        take(store, 2)
+
+
+def take(store: Store, groups: int) -> None:
+    """Use groups up, after a look at what is in them."""
+    batch = store.sample(groups=groups, version=0, max_staleness=0)
+    starts: Any = batch.cu_seqlens
+    for row, who in enumerate(batch.trajectory_ids.tolist()):
+        response = batch.input_ids[starts[row] + batch.prompt_lengths[row] : starts[row + 1]]
+        np.testing.assert_array_equal(response, tokens_of(who, 0, len(response)))
+    say("use", *sorted(set(batch.trajectory_ids.tolist())))

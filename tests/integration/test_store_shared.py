@@ -333,7 +333,7 @@ def out_of_time(*_: object) -> None:
 
 def test_a_server_that_dies_and_one_that_hangs(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    command = [sys.executable, store_served.__file__, "serve", str(tmp_path / "store"), str(path)]
+    command = [sys.executable, store_served.__file__, str(tmp_path / "store"), str(path)]
 
     def start() -> subprocess.Popen[bytes]:
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
