@@ -210,9 +210,9 @@ impl Store {
 /// Trajectories by [`State`], and their response tokens.
 pub(super) fn count_states(index: &Index) -> ([u64; 4], u64) {
     let (mut states, mut tokens) = ([0; 4], 0);
-    for trajectory in index.trajectories.values() {
-        tokens += u64::from(trajectory.length);
-        if let Some(group) = index.groups.get(&trajectory.group_id) {
+    for group in index.groups.values() {
+        for trajectory in group.members().filter_map(|id| index.trajectories.get(&id)) {
+            tokens += u64::from(trajectory.length);
             states[state(index, group, trajectory) as usize] += 1;
         }
     }

@@ -1,8 +1,5 @@
 //! Taking groups for training.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use super::Store;
 use super::event::ids_payload;
 use super::record::Kind;
@@ -52,6 +49,25 @@ pub struct Sample<'a> {
     pub columns: Option<&'a [&'a str]>,
 }
 
+/// What a vector holds in ascending order. Only what is asked for is sorted, `step` at first and then twice
+/// as much each time.
+fn ascending<T: Copy + Ord>(mut rest: Vec<T>, mut step: usize) -> impl Iterator<Item = T> {
+    let mut sorted = Vec::new().into_iter();
+    std::iter::from_fn(move || {
+        if sorted.as_slice().is_empty() && !rest.is_empty() {
+            // The least lie behind the others, where they are cut off.
+            let kept = rest.len() - step.clamp(1, rest.len());
+            if kept > 0 {
+                rest.select_nth_unstable_by(kept, |a, b| b.cmp(a));
+            }
+            let mut least = rest.split_off(kept);
+            least.sort_unstable();
+            (sorted, step) = (least.into_iter(), step.saturating_mul(2));
+        }
+        sorted.next()
+    })
+}
+
 /// The most tokens of a batch: `cu_seqlens` is int32.
 const MAX_BATCH: usize = 0x7fff_ffff;
 
@@ -95,9 +111,9 @@ impl Store {
             Strategy::Fifo => &mut self.index.shelves.fresh_by_id(floor),
             Strategy::Uniform => {
                 // Keys lie above 0, so that they sort as their bits do.
-                let key = |id| Reverse((noise::uniform(wanted.seed, id, 0).to_bits(), id));
-                let mut heap: BinaryHeap<_> = self.index.shelves.fresh(floor).map(key).collect();
-                &mut std::iter::from_fn(move || heap.pop().map(|Reverse((_, id))| id))
+                let key = |id| (noise::uniform(wanted.seed, id, 0).to_bits(), id);
+                let keys = self.index.shelves.fresh(floor).map(key).collect();
+                &mut ascending(keys, wanted.groups.unwrap_or(64)).map(|(_, id)| id)
             }
         };
         let order = order.filter(has_columns).take(wanted.groups.unwrap_or(usize::MAX));
@@ -169,5 +185,23 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop, prop_assert_eq, proptest};
+
+    use super::ascending;
+
+    proptest! {
+        #[test]
+        fn ascending_is_sorted(
+            numbers in prop::collection::vec(0u32..99, 0..200), step in 0usize..300,
+        ) {
+            let mut wanted = numbers.clone();
+            wanted.sort_unstable();
+            prop_assert_eq!(ascending(numbers, step).collect::<Vec<_>>(), wanted);
+        }
     }
 }
