@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,61 @@ def test_groups_that_may_be_used_again_are_exported(
     assert main([*words, "--max-uses", "2"]) == 0
     assert len(np.load(out / "rewards.npy")) == len(selected(views, False)) + 6
     assert main([*words, "--max-uses", "0"]) == 2
+
+
+COLUMNS = {"values": "float64", "image": "uint16", "reward": "int8", "reward_column": "int32"}
+WRITTEN = {
+    "values": "values",
+    "image": "image",
+    "reward": "reward_column",
+    "reward_column": "reward_column_column",
+}
+"""Under which name each is written: a reward is exported of every store."""
+
+
+@pytest.mark.parametrize("to", ["numpy", "arrow", "hf"])
+def test_columns_of_the_stores_own(tmp_path: Path, to: str) -> None:
+    needs = "needs {}, which `make test-peers` installs into an environment of its own"
+    if to != "numpy":
+        pa = pytest.importorskip("pyarrow", reason=needs.format("pyarrow"))
+    if to == "hf":
+        datasets = pytest.importorskip("datasets", reason=needs.format("datasets"))
+    rng = np.random.default_rng(1)
+    with Store(tmp_path / "store", columns=COLUMNS) as store:
+        prompt = Prompt(0, np.array([7, 7], np.int32), "")
+        ids = store.add_group(prompt, 3)
+        for n, lease in enumerate(store.lease(3, now=0, duration=1)):
+            tokens = rng.integers(0, 99, n, dtype=np.int32)
+            if n:
+                store.append(ids[n], lease.epoch, 0, tokens, np.zeros(n, np.float32), 0)
+            store.finish(ids[n], lease.epoch, "stop")
+            store.set_reward(ids[n], 1.0)
+            for name, dtype in COLUMNS.items():
+                store.set_column(ids[n], name, rng.integers(0, 99, n).astype(dtype))
+        # One value of two: the other is 0.
+        store.set_column(ids[2], "values", np.array([0.5]), offset=1)
+        views = [store.trajectory(i) for i in ids]
+    out = tmp_path / "out"
+    assert main(["store", "export", str(tmp_path / "store"), "--to", to, "--out", str(out)]) == 0
+    if to == "numpy":
+        packed = {path.stem: np.load(path) for path in out.iterdir()}
+        cu = packed["cu_seqlens"]
+        rows = [{n: packed[w][a:b] for n, w in WRITTEN.items()} for a, b in pairwise(cu)]
+        assert {n: packed[w].dtype for n, w in WRITTEN.items()} == COLUMNS
+    else:
+        if to == "hf":
+            found = list(datasets.load_from_disk(str(out)))
+        else:
+            with pa.memory_map(str(out)) as file:
+                table = pa.ipc.open_file(file).read_all()
+            kinds = {n: table.schema.field(w).type.value_type for n, w in WRITTEN.items()}
+            assert kinds == {n: pa.from_numpy_dtype(dtype) for n, dtype in COLUMNS.items()}
+            found = table.to_pylist()
+        assert [row["reward"] for row in found] == [1.0, 1.0, 1.0]
+        rows = [{n: np.array(row[w]) for n, w in WRITTEN.items()} for row in found]
+    for row, view in zip(rows, views, strict=True):
+        for name in COLUMNS:
+            np.testing.assert_array_equal(row[name], [0, 0, *view["columns"][name]], err_msg=name)
 
 
 def test_an_empty_store(tmp_path: Path) -> None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from k15core.types import PackedBatch
+
+COLUMNS = {
+    name: name.removeprefix("own_")
+    for name in (
+        *("own_uint8", "own_int8", "own_uint16", "own_int16", "own_uint32", "own_int32"),
+        *("own_int64", "own_float32", "own_float64"),
+    )
+}
+"""A column of each dtype, as `Store(columns=…)` takes them."""
 
 
 def random_groups(
@@ -42,3 +53,22 @@ def random_groups(
         prompt_lengths=prompt_lengths.astype(np.int32),
         finish_reasons=rng.integers(0, 3, n).astype(np.uint8),
     )
+
+
+def with_columns(batch: PackedBatch, *, seed: int = 0) -> PackedBatch:
+    """The batch with values of each of COLUMNS for its response tokens, extremes among them."""
+    rng = np.random.default_rng(seed)
+    places = np.arange(len(batch.input_ids)) - np.repeat(
+        batch.cu_seqlens[:-1], np.diff(batch.cu_seqlens)
+    )
+    response = places >= np.repeat(batch.prompt_lengths, np.diff(batch.cu_seqlens))
+    columns = {}
+    for name, dtype in COLUMNS.items():
+        if np.dtype(dtype).kind == "f":
+            values = rng.standard_normal(len(response)).astype(dtype)
+        else:
+            bounds = np.iinfo(dtype)
+            values = rng.integers(bounds.min, bounds.max, len(response), dtype, endpoint=True)
+            values[::3] = bounds.max
+        columns[name] = np.where(response, values, np.zeros(1, dtype))
+    return replace(batch, columns=columns)

@@ -34,6 +34,9 @@ _PER_TOKEN: dict[str, tuple[str, type[np.generic]]] = {
     "rollout_log_probs": ("log_probs", np.float32),
     "versions": ("versions", np.uint32),
 }
+_TAKEN = {*_PER_TOKEN, "trajectory_id", "group_id", "prompt_id", "state", "finish_reason"}
+_TAKEN |= {"reward", "prompt_length"}
+"""Names of what is written of every store."""
 _ROWS_AT_ONCE = 256
 
 
@@ -53,7 +56,9 @@ def export_store(
     "numpy": a directory of .npy files, packed: `cu_seqlens` [B + 1] (int64); per token [T]
     input_ids, loss_mask, rollout_log_probs, versions; per trajectory [B] rewards (NaN: none),
     trajectory_ids, group_ids, prompt_ids, prompt_lengths, finish_reasons (places in
-    `k15core.types.FINISH_REASONS`, 255: none). "arrow": one Arrow IPC file, a row a trajectory
+    `k15core.types.FINISH_REASONS`, 255: none). Columns of the store's own are per-token arrays
+    under their names (with `_column` behind it where something else has the name), 0 on prompts and
+    where no value was set. "arrow": one Arrow IPC file, a row a trajectory
     (needs pyarrow). "hf": a directory for `datasets.load_from_disk`, with the same columns (needs
     datasets).
 
@@ -119,11 +124,27 @@ def _about(view: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(view: dict[str, Any]) -> dict[str, Any]:
+_Columns = dict[str, tuple[str, np.dtype[Any]]]
+"""Columns of the store's own by the name under which they are written: their name and dtype."""
+
+
+def _columns(reader: StoreReader) -> _Columns:
+    columns: _Columns = {}
+    for name, about in reader.inspect()["columns"].items():
+        written = name
+        while written in _TAKEN or written in columns:
+            written += "_column"
+        columns[written] = (name, np.dtype(about["dtype"]))
+    return columns
+
+
+def _row(view: dict[str, Any], columns: _Columns) -> dict[str, Any]:
     prompt, row = view["prompt_tokens"], _about(view)
     for name, (source, dtype) in _PER_TOKEN.items():
         before = prompt if name == "input_ids" else np.zeros(len(prompt), dtype)
         row[name] = np.concatenate([before, view[source]]).astype(dtype, copy=False)
+    for name, (source, own) in columns.items():
+        row[name] = np.concatenate([np.zeros(len(prompt), own), view["columns"][source]])
     return row
 
 
@@ -149,20 +170,23 @@ def _write_numpy(reader: StoreReader, out: Path, unscored: bool) -> int:
             np.uint8,
         ),
     }
+    own = _columns(reader)
+    dtypes = {name: np.dtype(dtype) for name, (_, dtype) in _PER_TOKEN.items()}
+    dtypes |= {name: dtype for name, (_, dtype) in own.items()}
     for name, column in columns.items():
         np.save(out / f"{name}.npy", column)
     if not len(views) or not cu_seqlens[-1]:  # a map of nothing cannot be made
-        for name, (_, dtype) in _PER_TOKEN.items():
+        for name, dtype in dtypes.items():
             np.save(out / f"{name}.npy", np.zeros(0, dtype))
         return len(views)
     maps = {
         name: np.lib.format.open_memmap(
             out / f"{name}.npy", mode="w+", dtype=dtype, shape=(int(cu_seqlens[-1]),)
         )
-        for name, (_, dtype) in _PER_TOKEN.items()
+        for name, dtype in dtypes.items()
     }
     for place, view in enumerate(_trajectories(reader, unscored)):
-        row = _row(view)
+        row = _row(view, own)
         for name, target in maps.items():
             target[cu_seqlens[place] : cu_seqlens[place + 1]] = row[name]
     for target in maps.values():
@@ -170,7 +194,7 @@ def _write_numpy(reader: StoreReader, out: Path, unscored: bool) -> int:
     return len(views)
 
 
-def _schema() -> Any:
+def _schema(columns: _Columns) -> Any:
     import pyarrow as pa
 
     per_token = {
@@ -187,6 +211,7 @@ def _schema() -> Any:
             ("reward", pa.float32()),
             ("prompt_length", pa.int32()),
             *((name, pa.list_(kind)) for name, kind in per_token.items()),
+            *((name, pa.list_(pa.from_numpy_dtype(d))) for name, (_, d) in columns.items()),
         ]
     )
 
@@ -194,10 +219,11 @@ def _schema() -> Any:
 def _batches(reader: StoreReader, unscored: bool) -> Iterator[Any]:
     import pyarrow as pa
 
-    schema = _schema()
+    columns = _columns(reader)
+    schema = _schema(columns)
     rows: list[dict[str, Any]] = []
     for view in _trajectories(reader, unscored):
-        rows.append(_row(view))
+        rows.append(_row(view, columns))
         if len(rows) == _ROWS_AT_ONCE:
             yield pa.RecordBatch.from_pylist(rows, schema)
             rows = []
@@ -210,7 +236,7 @@ def _write_arrow(reader: StoreReader, out: Path, unscored: bool) -> int:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     n = 0
-    with pa.ipc.new_file(str(out), _schema()) as file:
+    with pa.ipc.new_file(str(out), _schema(_columns(reader))) as file:
         for batch in _batches(reader, unscored):
             file.write_batch(batch)
             n += batch.num_rows
@@ -225,7 +251,7 @@ def _write_hf(reader: StoreReader, out: Path, unscored: bool) -> int:
     stream = out.with_name(f"{out.name}.arrow")  # which the data set maps while it is saved
     n = 0
     try:
-        with pa.ipc.new_stream(str(stream), _schema()) as file:
+        with pa.ipc.new_stream(str(stream), _schema(_columns(reader))) as file:
             for batch in _batches(reader, unscored):
                 file.write_batch(batch)
                 n += batch.num_rows

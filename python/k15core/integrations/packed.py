@@ -39,17 +39,36 @@ def write_packed(store: Store, batch: PackedBatch) -> NDArray[np.int64]:
 
     Rows with the same `group_ids` that follow each other become one group, whose prompt is that of
     its first row. `group_ids`, `trajectory_ids` and `position_ids` of the batch are not kept: the
-    store gives out its own. Everything is checked before anything is written (InvalidInputError). A
-    group that cannot be written to its end (CapacityError; ConflictError if another worker leased
-    one of its trajectories in that moment) is removed again; the groups before it stay.
+    store gives out its own. `columns` must be declared in the store, with their dtypes; each sets
+    all tokens of the responses, and what it has for prompts is not kept.
+
+    Everything is checked before anything is written (InvalidInputError). A group that cannot be
+    written to its end (CapacityError; ConflictError if another worker leased one of its
+    trajectories in that moment) is removed again; the groups before it stay.
     """
     groups = list(groups_of(batch))
+    _check_columns(store, batch)
     for group in groups:
         _check(batch, group)
     written: list[int] = []
     for group in groups:
         written += _write_group(store, batch, group)
     return np.array(written, np.int64)
+
+
+def _check_columns(store: Store, batch: PackedBatch) -> None:
+    declared = store.columns() if batch.columns else {}
+    for name, values in batch.columns.items():
+        if name not in declared:
+            raise InvalidInputError(
+                f"columns of the batch have {name}: expected columns that the store was opened "
+                f"with, {', '.join(declared) or 'none'}"
+            )
+        if values.dtype != declared[name] or values.shape != batch.input_ids.shape:
+            raise InvalidInputError(
+                f"column {name} is {values.dtype} {list(values.shape)}: expected {declared[name]} "
+                f"{list(batch.input_ids.shape)}, as the store has it, one entry a token"
+            )
 
 
 def _check(batch: PackedBatch, group: slice) -> None:
@@ -121,12 +140,16 @@ def _write_row(store: Store, batch: PackedBatch, row: int, trajectory_id: int, e
             int(versions[start]),
             loss_mask=batch.loss_mask[piece],
         )
+    for name, values in batch.columns.items():
+        store.set_column(trajectory_id, name, values[response])
     store.finish(trajectory_id, epoch, FINISH_REASONS[int(batch.finish_reasons[row])])
     store.set_reward(trajectory_id, float(batch.rewards[row]))
 
 
 def read_packed(store: Store | StoreReader, trajectory_ids: Iterable[int]) -> PackedBatch:
     """Scored trajectories [B] of a store in the given order, copied; no use is recorded.
+
+    `columns` has all that the store declares, 0 on prompts and where no value was set.
 
     Raises InvalidInputError for a trajectory that is gone, or not yet scored.
     """
@@ -145,6 +168,13 @@ def read_packed(store: Store | StoreReader, trajectory_ids: Iterable[int]) -> Pa
             pieces.append(view["prompt_tokens"] if name == "tokens" else np.zeros(n, dtype))
             pieces.append(view[name])
         return np.concatenate(pieces).astype(dtype, copy=False)
+
+    def join_column(name: str) -> NDArray[Any]:
+        pieces = []
+        for view, n in zip(views, prompts, strict=True):
+            values = view["columns"][name]
+            pieces += [np.zeros(n, values.dtype), values]
+        return np.concatenate(pieces)
 
     def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
         return np.array([view[name] for view in views], dtype)
@@ -166,6 +196,7 @@ def read_packed(store: Store | StoreReader, trajectory_ids: Iterable[int]) -> Pa
         finish_reasons=np.array(
             [FINISH_REASONS.index(view["finish_reason"]) for view in views], np.uint8
         ),
+        columns={name: join_column(name) for name in (views[0]["columns"] if views else ())},
     )
 
 

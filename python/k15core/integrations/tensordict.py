@@ -16,7 +16,9 @@ from k15core.errors import InvalidInputError
 from k15core.types import PackedBatch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
+
+    from numpy.typing import DTypeLike, NDArray
 
 PER_TOKEN: dict[str, type[np.generic]] = {
     "input_ids": np.int32,
@@ -33,35 +35,39 @@ PER_ROW: dict[str, type[np.generic]] = {
     "prompt_lengths": np.int32,
     "finish_reasons": np.uint8,
 }
+_AS_SIGNED = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}
 REQUIRED = ("input_ids", "prompt_lengths", "rollout_log_probs", "rewards")
 
 
 def to_tensordict(batch: PackedBatch) -> TensorDict:
     """A batch [B] as a TensorDict of batch size [B], in the batch's own memory.
 
-    Per-token arrays are jagged tensors that share their offsets. `versions` is int32: few of
-    torch's operations know uint32. Copy a batch first whose buffers will be reused.
+    Per-token arrays are jagged tensors that share their offsets; those of `batch.columns` are
+    among them, by their names. uint16 and uint32 are int16 and int32: few of torch's operations
+    know the former. Copy a batch first whose buffers will be reused.
     """
     offsets = torch.from_numpy(batch.cu_seqlens.astype(np.int64))
     columns = {name: torch.from_numpy(getattr(batch, name)) for name in PER_ROW}
-    for name in PER_TOKEN:
-        values = getattr(batch, name)
-        if name == "versions":
-            values = values.view(np.int32)
+    per_token = {name: getattr(batch, name) for name in PER_TOKEN} | dict(batch.columns)
+    for name, values in per_token.items():
+        signed = values.view(_AS_SIGNED.get(values.dtype, values.dtype))
         columns[name] = torch.nested.nested_tensor_from_jagged(
-            torch.from_numpy(values), offsets, min_seqlen=0, max_seqlen=batch.max_seqlen
+            torch.from_numpy(signed), offsets, min_seqlen=0, max_seqlen=batch.max_seqlen
         )
     return TensorDict(columns, batch_size=[len(batch)])
 
 
-def from_tensordict(data: TensorDictBase) -> PackedBatch:
+def from_tensordict(
+    data: TensorDictBase, *, columns: Mapping[str, str] | None = None
+) -> PackedBatch:
     """A TensorDict of batch size [B] as a batch.
 
     `input_ids` and `rollout_log_probs` are jagged tensors, ragged entries of a lazy stack, or [B,
     T] where all rows have one length; `prompt_lengths` and `rewards` are [B]. What else may be
     there has a default: `loss_mask` (1 on the response), `versions` (0), `finish_reasons` (0:
     stop), `group_ids` (each row its own), `prompt_ids` (the group's), `trajectory_ids`.
-    `position_ids` is not read.
+    `position_ids` is not read. `columns`, as of `Store.columns()`, says which other keys are
+    columns, and of what dtype; those that are not there are left out.
 
     Raises InvalidInputError for a key that is missing, has no place in a store, or does not fit.
     """
@@ -71,10 +77,10 @@ def from_tensordict(data: TensorDictBase) -> PackedBatch:
     for key in REQUIRED:
         if key not in keys:
             raise InvalidInputError(f"keys = {sorted(keys)}: expected {key} among them")
-    if unknown := sorted(keys - PER_TOKEN.keys() - PER_ROW.keys()):
+    known = [*PER_TOKEN, *PER_ROW, *(columns or ())]
+    if unknown := sorted(keys.difference(known)):
         raise InvalidInputError(
-            f"keys {unknown}: the store has no place for them; expected only "
-            f"{', '.join([*PER_TOKEN, *PER_ROW])}"
+            f"keys {unknown}: the store has no place for them; expected only {', '.join(known)}"
         )
     n = len(data)
     input_ids = _ragged(data, "input_ids")
@@ -91,12 +97,14 @@ def from_tensordict(data: TensorDictBase) -> PackedBatch:
         + [at >= first for at, first in zip(positions, rows["prompt_lengths"], strict=True)]
     )
     tokens: dict[str, NDArray[Any]] = {
-        "input_ids": _join(input_ids, "input_ids"),
+        "input_ids": _join(input_ids, np.int32),
         "position_ids": np.concatenate([np.zeros(0, np.int32), *positions]),
         "loss_mask": response.astype(np.uint8),
         "versions": np.zeros(len(response), np.uint32),
     }
-    for name in ("rollout_log_probs", "loss_mask", "versions"):
+    dtypes = {name: np.dtype(dtype) for name, dtype in (columns or {}).items() if name in keys}
+    own: dict[str, NDArray[Any]] = {}
+    for name in ("rollout_log_probs", "loss_mask", "versions", *dtypes):
         if name not in keys:
             continue
         pieces = _ragged(data, name)
@@ -106,12 +114,16 @@ def from_tensordict(data: TensorDictBase) -> PackedBatch:
                     f"{name} of row {row} has {len(piece)} entries: expected {length}, one a "
                     "token of input_ids"
                 )
-        tokens[name] = _join(pieces, name)
+        if name in dtypes:
+            own[name] = _join(pieces, dtypes[name])
+        else:
+            tokens[name] = _join(pieces, PER_TOKEN[name])
     arrays: dict[str, Any] = tokens | rows
     return PackedBatch(
         **arrays,
         cu_seqlens=np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
         max_seqlen=int(lengths.max(initial=0)),
+        columns=own,
     )
 
 
@@ -128,9 +140,9 @@ def _ragged(data: TensorDictBase, name: str) -> list[torch.Tensor]:
     return rows
 
 
-def _join(rows: list[torch.Tensor], name: str) -> NDArray[Any]:
+def _join(rows: list[torch.Tensor], dtype: DTypeLike) -> NDArray[Any]:
     joined = torch.cat(rows) if rows else torch.zeros(0)
-    return joined.detach().cpu().numpy().astype(PER_TOKEN[name], copy=False)
+    return joined.detach().cpu().numpy().astype(dtype, copy=False)
 
 
 def _column(data: TensorDictBase, name: str) -> NDArray[Any]:

@@ -11,6 +11,7 @@
 | rewards | rm_scores, at the last token of the response |
 | group_ids | uid |
 | versions | min_global_steps, max_global_steps |
+| columns | the same name, of the response |
 
 Names and padding are those of verl 0.9.1 (`verl/experimental/agent_loop/agent_loop.py`). See
 docs/verl.md.
@@ -31,7 +32,7 @@ from k15core.types import FINISH_REASONS, PackedBatch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 _SCORES = ("token_level_scores", "rm_scores")
 
@@ -46,8 +47,9 @@ def to_dataproto(
     """A batch [B] as a DataProto: prompts padded on the left, responses on the right.
 
     The widths are those of the longest unless given. `non_tensor_batch` has `uid`,
-    `min_global_steps`, `max_global_steps`, and `trajectory_ids`. A response of length 0 has no
-    place for its reward. Raises InvalidInputError if something is longer than its width.
+    `min_global_steps`, `max_global_steps`, and `trajectory_ids`. `batch.columns` are tensors by
+    their names, of the response. A response of length 0 has no place for its reward. Raises
+    InvalidInputError if something is longer than its width, or a column has a name of verl's.
     """
     prompts, responses = batch.prompt_lengths, batch.response_lengths()
     widths = []
@@ -85,6 +87,8 @@ def to_dataproto(
         "rollout_log_probs": spread(batch.rollout_log_probs)[:, left:],
         "rm_scores": scores,
     }
+    for name, values in _own(batch, tensors):
+        tensors[name] = spread(values)[:, left:]
     return DataProto.from_dict(
         tensors={name: torch.from_numpy(array.copy()) for name, array in tensors.items()},
         non_tensors=_of_rows(batch),
@@ -112,12 +116,14 @@ def to_tensordict(batch: PackedBatch) -> TensorDict:
         "rollout_log_probs": _jagged(batch.rollout_log_probs, answers),
         "rm_scores": _jagged(scores, answers),
     }
+    for name, values in _own(batch, columns):
+        columns[name] = _jagged(values, answers)
     for name, values in _of_rows(batch).items():
         columns[name] = NonTensorStack(*values.tolist())
     return TensorDict(columns, batch_size=[len(batch)])
 
 
-def from_dataproto(data: DataProto) -> PackedBatch:
+def from_dataproto(data: DataProto, *, columns: Mapping[str, str] | None = None) -> PackedBatch:
     """A DataProto [B] as a batch, the members of a group next to each other.
 
     Needs `prompts`, `responses`, `attention_mask`, `rollout_log_probs`, `token_level_scores` or
@@ -125,7 +131,10 @@ def from_dataproto(data: DataProto) -> PackedBatch:
     `min_global_steps`, `index` (the prompt's id, where it is a number). `trajectory_ids` are the
     rows in `data`. The versions of all tokens are `min_global_steps`, the oldest: verl does not say
     which token came under which. A response that fills its width counts as cut by length.
+    `columns`, as of `Store.columns()`, names tensors of the response that become columns, with
+    their dtypes; those that are not there are left out.
     """
+    columns = columns or {}
     tensors = {str(name): data.batch[name] for name in data.batch.keys()}  # noqa: SIM118
     _need(tensors, "prompts", "responses", "attention_mask", "rollout_log_probs")
     kept = tensors["attention_mask"].cpu().numpy() != 0
@@ -134,33 +143,37 @@ def from_dataproto(data: DataProto) -> PackedBatch:
         "prompts": _unpad(tensors["prompts"], kept[:, :left]),
         "responses": _unpad(tensors["responses"], kept[:, left:]),
     }
-    for name in ("rollout_log_probs", "response_mask", *_SCORES):
+    for name in ("rollout_log_probs", "response_mask", *_SCORES, *columns):
         if name in tensors:
             rows[name] = _unpad(tensors[name], kept[:, left:])
     width = kept.shape[1] - left
     filled = np.array([len(response) == width for response in rows["responses"]])
-    return _pack(rows, data.non_tensor_batch, filled)
+    return _pack(rows, data.non_tensor_batch, filled, columns)
 
 
-def from_tensordict(data: TensorDict) -> PackedBatch:
+def from_tensordict(data: TensorDict, *, columns: Mapping[str, str] | None = None) -> PackedBatch:
     """verl's TensorDict without padding as a batch: the keys of `from_dataproto` as jagged tensors,
     and no attention mask. Every response counts as ended by itself.
     """
+    columns = columns or {}
     keys = {str(key) for key in data.keys()}  # noqa: SIM118 (a TensorDict iterates over its rows)
     tensors = {key: data.get(key) for key in keys if isinstance(data.get(key), torch.Tensor)}
     _need(tensors, "prompts", "responses", "rollout_log_probs")
-    names = ("prompts", "responses", "rollout_log_probs", "response_mask", *_SCORES)
+    names = ("prompts", "responses", "rollout_log_probs", "response_mask", *_SCORES, *columns)
     rows = {
         name: [row.detach().cpu().numpy() for row in tensors[name].unbind(0)]
         for name in names
         if name in tensors
     }
     others = {key: np.array(data[key], object) for key in keys - tensors.keys()}
-    return _pack(rows, others, np.zeros(len(rows["responses"]), bool))
+    return _pack(rows, others, np.zeros(len(rows["responses"]), bool), columns)
 
 
 def _pack(
-    rows: Mapping[str, list[NDArray[Any]]], others: Mapping[str, NDArray[Any]], cut: NDArray[Any]
+    rows: Mapping[str, list[NDArray[Any]]],
+    others: Mapping[str, NDArray[Any]],
+    cut: NDArray[Any],
+    columns: Mapping[str, str],
 ) -> PackedBatch:
     scores = next((rows[name] for name in _SCORES if name in rows), None)
     if scores is None:
@@ -179,8 +192,8 @@ def _pack(
     lengths = np.array([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], np.int64)
     masks = rows.get("response_mask") or [np.ones(len(row)) for row in rows["responses"]]
 
-    def join(after: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-        pieces = [np.zeros(0, dtype)]
+    def join(after: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+        pieces: list[NDArray[Any]] = [np.zeros(0, dtype)]
         for prompt, values in zip(prompts, after, strict=True):
             pieces += [np.zeros(len(prompt), dtype), values.astype(dtype)]
         return np.concatenate(pieces)
@@ -209,7 +222,20 @@ def _pack(
         finish_reasons=np.where(
             cut[order], FINISH_REASONS.index("length"), FINISH_REASONS.index("stop")
         ).astype(np.uint8),
+        columns={n: join(take(rows[n]), dtype) for n, dtype in columns.items() if n in rows},
     )
+
+
+def _own(batch: PackedBatch, taken: Mapping[str, Any]) -> list[tuple[str, NDArray[Any]]]:
+    """The columns of a batch, as signed numbers where torch knows little of unsigned ones."""
+    signed = {"uint16": np.int16, "uint32": np.int32}
+    for name in batch.columns:
+        if name in taken:
+            raise InvalidInputError(f"column {name}: expected a name that verl does not use")
+    return [
+        (name, values.view(signed.get(values.dtype.name, values.dtype)))
+        for name, values in batch.columns.items()
+    ]
 
 
 def _of_rows(batch: PackedBatch) -> dict[str, NDArray[Any]]:

@@ -17,7 +17,7 @@ from k15core.integrations.packed import read_packed, write_packed
 from k15core.integrations.tensordict import from_tensordict, to_tensordict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from k15core.types import PackedBatch
 
 # What a buffer writes into the batches that it hands out; it may come back with them.
-_OF_THE_BUFFER = ("index", "priority_weight")
+_OF_THE_BUFFER = {"index", "priority_weight"}
 _FILE = "k15_storage.json"
 
 
@@ -40,9 +40,10 @@ class TrajectoryStorage(LazyStackStorage):
     than `max_size`, the oldest groups are removed, as a full buffer's are.
 
     `get` gives a TensorDict of batch size [B] with jagged per-token entries, copied from the store
-    in one piece each; no use is recorded. What was written survives the process, if the store has a
-    directory. The store must not evict by itself, and needs room for `max_size` trajectories and
-    those of one `extend` more.
+    in one piece each; no use is recorded. Columns that the store declares are entries of an item,
+    by their names; what is written may have them or not. What was written survives the process, if
+    the store has a directory. The store must not evict by itself, and needs room for `max_size`
+    trajectories and those of one `extend` more.
 
     Raises InvalidInputError if `max_size` is not a multiple of `group_size`, or groups of another
     size are in the store.
@@ -91,7 +92,7 @@ class TrajectoryStorage(LazyStackStorage):
         if isinstance(cursor, int) or (isinstance(cursor, torch.Tensor) and cursor.ndim == 0):
             cursor, data = [int(cursor)], [data]
         places = np.asarray(cursor, np.int64)
-        batch = _batch(data)
+        batch = _batch(data, self.store.columns())
         self._check_places(places, len(batch))
         groups = np.repeat(np.arange(len(places) // self.group_size), self.group_size)
         batch = _with_groups(batch, groups)
@@ -206,9 +207,11 @@ class TrajectoryStorage(LazyStackStorage):
         )
 
 
-def _batch(data: TensorDictBase | Sequence[TensorDictBase]) -> PackedBatch:
+def _batch(
+    data: TensorDictBase | Sequence[TensorDictBase], columns: Mapping[str, str]
+) -> PackedBatch:
     rows = data if isinstance(data, TensorDictBase) else lazy_stack(list(data))
-    return from_tensordict(rows.exclude(*_OF_THE_BUFFER))
+    return from_tensordict(rows.exclude(*(_OF_THE_BUFFER - columns.keys())), columns=columns)
 
 
 def _with_groups(batch: PackedBatch, groups: NDArray[np.int64]) -> PackedBatch:

@@ -7,6 +7,7 @@ the same value once more, a clear finds nothing to do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from k15core.integrations.transfer_queue.values import Sync, ValueStore
 NAME = "K15Store"
 _NAMESPACE = "transfer_queue"
 _OPENING_SECONDS = 30.0
-_SETTINGS = {"directory", "capacity_bytes", "sync", "existing", "endpoint"}
+_SETTINGS = {"directory", "capacity_bytes", "sync", "existing", "actor", "endpoint"}
 _CHECKPOINT = "k15_store.json"
 
 
@@ -74,12 +75,20 @@ class _Ownership:
             ray.kill(self._server)
 
 
+def actor_name(node: str, directory: str) -> str:
+    """The name of the actor of a directory (absolute) of a node."""
+    place = hashlib.sha256(f"{node}\0{directory}".encode()).hexdigest()
+    return f"{NAME}-{place[:16]}"
+
+
 @StorageBootstrapProvider.register_provider(NAME)
 def initialize_k15_store(conf: Any) -> _Ownership:
     """Start the actor that owns the directory of `conf.backend.K15Store`; called by `init`.
 
     Keys: `directory`; `capacity_bytes` and `sync` as of `k15core.Store`; `existing`, "keep" or
-    "clear", which is asked for when the directory holds values already.
+    "clear", which is asked for when the directory holds values already; `actor`, the name of the
+    actor, which unless given follows from the node and the directory, so that a cluster may have
+    several.
     """
     settings = dict(conf.backend[NAME])
     if unknown := sorted(settings.keys() - _SETTINGS):
@@ -94,10 +103,12 @@ def initialize_k15_store(conf: Any) -> _Ownership:
     if existing not in (None, "keep", "clear"):
         raise InvalidInputError(f"backend.{NAME}.existing = {existing}: expected keep or clear")
     node = ray.get_runtime_context().get_node_id()
+    path = str(Path(directory).absolute())
+    actor = settings.get("actor") or actor_name(node, path)
     server = (
         ray.remote(K15StoreServer)
         .options(
-            name=NAME,
+            name=actor,
             namespace=_NAMESPACE,
             num_cpus=0,
             max_restarts=-1,
@@ -105,7 +116,7 @@ def initialize_k15_store(conf: Any) -> _Ownership:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
         .remote(
-            str(Path(directory).absolute()),
+            path,
             settings.get("capacity_bytes"),
             settings.get("sync") or "batch",
         )
@@ -119,7 +130,7 @@ def initialize_k15_store(conf: Any) -> _Ownership:
         )
     if existing == "clear":
         ray.get(server.clear.remote(None))
-    conf.backend[NAME].endpoint = Endpoint(NAME, _NAMESPACE)
+    conf.backend[NAME].endpoint = Endpoint(actor, _NAMESPACE)
     return _Ownership(server)
 
 
