@@ -5,6 +5,7 @@ A rewind filters the list; nothing is undone. It shares no idea with the real on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -131,10 +132,16 @@ class ModelStore:
         version: int,
         max_staleness: int,
         columns: tuple[str, ...] = (),
+        keys: dict[int, float] | None = None,
     ) -> list[int] | None:
-        """Groups that a fifo sample takes; None if the first one exceeds the budget."""
+        """Groups that a sample takes, smallest key first; None if the first exceeds the budget.
+
+        A group goes by its id unless there are keys. One whose key is infinite is not taken.
+        """
         taken: list[int] = []
-        for group_id in self.complete():
+        for group_id in sorted(self.complete(), key=lambda i: keys[i] if keys else i):
+            if keys and keys[group_id] == math.inf:
+                continue
             members = [self.trajectories[i] for i in self.groups[group_id].members]
             if not all(t.has_column(name) for t in members for name in columns):
                 continue

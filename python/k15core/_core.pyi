@@ -1,6 +1,6 @@
 """The Rust core. Held to the compiled module by mypy's stubtest (`make lint`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -209,6 +209,13 @@ class PromptSampler:
 
     def admissible(self, iteration: int = 0) -> int:
         """How many prompts the curriculum admits at an iteration, before it is widened."""
+
+    def weights(self, *, seed: int = 0, iteration: int = 0) -> NDArray[np.float64]:
+        """The weights [n] by which `sample` draws, in the order of `prompt_ids`.
+
+        0 for prompts that the curriculum does not admit at the iteration; it is not widened. Only
+        `thompson` depends on the seed. For `Store.sample(strategy="priority")`.
+        """
 
     def state(self) -> bytes:
         """Everything that a checkpoint needs, given the same prompts and settings."""
@@ -465,20 +472,31 @@ class Store:
         tokens: int | None = None,
         max_staleness: int,
         version: int,
-        strategy: Literal["fifo", "uniform"] = "fifo",
+        strategy: Literal["fifo", "uniform", "priority"] = "fifo",
         seed: int = 0,
         columns: Sequence[str] | None = None,
+        weights: Mapping[int, float] | tuple[NDArray[np.int64], NDArray[Any]] | None = None,
+        max_segment_staleness: int | None = None,
     ) -> PackedBatch:
         """Take whole groups whose members are all finished and scored, and record their use.
 
         At most `groups` groups and `tokens` tokens (prompts included; the first group that does not
         fit ends the batch). `version` less the oldest version among a group's tokens is at most
-        `max_staleness`. "fifo" goes by group id, "uniform" by an order drawn from `seed`. Nothing
-        to take gives a batch of 0 rows. With `columns` only groups are taken of which every
-        response token has a value in each of them, and `PackedBatch.columns` has these [T];
-        without, it has all that are declared, 0 where nothing was set. Prompt entries are 0. The
-        arrays are views without a copy; their memory is reused once
-        nobody holds them.
+        `max_staleness`. Nothing to take gives a batch of 0 rows. With `columns` only groups are
+        taken of which every response token has a value in each of them, and `PackedBatch.columns`
+        has these [T]; without, it has all that are declared, 0 where nothing was set. Prompt
+        entries are 0. The arrays are views without a copy; their memory is reused once nobody holds
+        them.
+
+        "fifo" goes by group id, "uniform" by an order drawn from `seed`, "priority" by one drawn
+        from `seed` and `weights`: group after group, each in proportion to the weight of its prompt
+        among those that are left. `weights` is a mapping from prompt ids to numbers of at least 0,
+        or a tuple of prompt ids [n] and weights [n] (float32 or float64), such as
+        `(sampler.prompt_ids, sampler.weights(iteration=i))` of a PromptSampler; a group of weight 0
+        is not taken. A group's place is a function of the seed, its id and its weight.
+
+        `max_segment_staleness` masks what partial rollouts left behind: response tokens whose
+        version is less than `version` minus this have a `loss_mask` of 0.
         """
 
     def mark(self, version: int) -> int:

@@ -8,7 +8,7 @@ entries are 0. Ids are 64 bit ints. numpy is imported at first use, never at imp
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from k15core.packing import MicroBatch as MicroBatch
 from k15core.packing import PackedBatch as PackedBatch
@@ -122,10 +122,16 @@ class Store(Protocol):
         tokens: int | None = None,
         max_staleness: int,
         version: int,
-        strategy: Literal["fifo", "uniform"],
+        strategy: Literal["fifo", "uniform", "priority"],
         seed: int,
+        weights: Mapping[int, float] | tuple[NDArray[np.int64], NDArray[Any]] | None = None,
+        max_segment_staleness: int | None = None,
     ) -> PackedBatch:
-        """Take whole groups, by count or token budget, not staler than asked at `version`."""
+        """Take whole groups, by count or token budget, not staler than asked at `version`.
+
+        "priority" takes them by the `weights` of their prompts. Tokens more than
+        `max_segment_staleness` versions old come with a `loss_mask` of 0.
+        """
         ...
 
     def mark(self, version: int) -> int:

@@ -30,7 +30,7 @@ from k15core.errors import (
 )
 from k15core.types import Lease
 
-VERSION = 3
+VERSION = 4
 FRAME = 64
 
 
@@ -262,11 +262,11 @@ def test_another_version_is_told_so(tmp_path: Path) -> None:
         def answer_as_a_later_version() -> None:
             with listener.accept()[0] as raw:
                 raw.recv(100)
-                raw.send(frame(version=4, code=3) + b"longer")
+                raw.send(frame(version=VERSION + 1, code=3) + b"longer")
 
         server = threading.Thread(target=answer_as_a_later_version)
         server.start()
-        with pytest.raises(StorageError, match="speaks version 4 of the protocol"):
+        with pytest.raises(StorageError, match=f"speaks version {VERSION + 1} of the protocol"):
             SharedStore(tmp_path / "later")
         server.join()
 
@@ -331,6 +331,12 @@ def out_of_time(*_: object) -> None:
     raise TimeoutError
 
 
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """Stop a process and wait until every thread of it has stopped."""
+    server.send_signal(signal.SIGSTOP)
+    os.waitpid(server.pid, os.WUNTRACED)
+
+
 def test_a_server_that_dies_and_one_that_hangs(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     command = [sys.executable, store_served.__file__, str(tmp_path / "store"), str(path)]
@@ -347,7 +353,7 @@ def test_a_server_that_dies_and_one_that_hangs(tmp_path: Path) -> None:
         (lease,) = client.lease(1, now=0, duration=1e9)
         one = np.ones(1, np.int32), np.zeros(1, np.float32)
         client.append(0, lease.epoch, 0, *one, 0)
-        server.send_signal(signal.SIGSTOP)
+        stop(server)
         late = threading.Timer(0.5, server.kill)
         late.start()
         with pytest.raises(DisconnectedError, match="whether the call was carried out is not kn"):
@@ -360,7 +366,7 @@ def test_a_server_that_dies_and_one_that_hangs(tmp_path: Path) -> None:
         with pytest.raises(LeaseExpiredError, match="restart"):
             client.append(0, lease.epoch, 1, *one, 0)
         (lease,) = client.lease(1, now=0, duration=1e9)
-        server.send_signal(signal.SIGSTOP)
+        stop(server)
         before = signal.signal(signal.SIGALRM, out_of_time)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from store_model import ModelStore
 
 from k15core import Prompt, Store
+from k15core._core import uniforms
 from k15core.errors import (
     CapacityError,
     ConflictError,
@@ -265,11 +267,14 @@ class Walk:
         if self.random.random() < 0.3:
             needed = (self.random.choice(sorted(self.columns)),)
             bounds["columns"] = needed
-        wanted = model.take(groups, tokens, version, max_staleness, needed)
+        keys, order = self.order()
+        bounds |= order
+        wanted = model.take(groups, tokens, version, max_staleness, needed, keys)
         if wanted is None:
             with pytest.raises(InvalidInputError, match="expected at least"):
                 self.store.sample(groups=groups, tokens=tokens, **bounds)
             return
+        age = bounds["max_segment_staleness"] = self.some.choice([None, None, 0, 1, 2])
         batch = self.store.sample(groups=groups, tokens=tokens, **bounds)
         rows = [(g, m) for g in wanted for m in model.groups[g].members]
         assert batch.group_ids.tolist() == [g for g, _ in rows]
@@ -278,8 +283,7 @@ class Walk:
         columns: list[list[object]] = [[], [], [], [], []]
         starts = [0]
         for group_id, member in rows:
-            prompt, response = model.groups[group_id].prompt, model.trajectories[member].tokens
-            whole = [(t, 0.0, 0, 0) for t in prompt] + response
+            whole = self.whole(group_id, member, 0 if age is None else version - age)
             for column, values in zip(columns, zip(*whole, strict=True), strict=False):
                 column.extend(values)
             columns[4] += range(len(whole))
@@ -304,6 +308,40 @@ class Walk:
         assert batch.max_seqlen == max(np.diff(starts), default=0)
         for group_id in wanted:
             model.record("use", group_id)
+
+    def order(self) -> tuple[dict[int, float], dict[str, Any]]:
+        """A strategy: the numbers by which the groups go, and the keywords of the call."""
+        strategy, groups = (
+            self.some.choice(["fifo", "uniform", "priority"]),
+            list(self.model.groups),
+        )
+        seed = self.some.randrange(2**64)
+        keywords: dict[str, Any] = {"strategy": strategy, "seed": seed}
+        drawn = uniforms(seed, np.array(groups, np.int64), np.zeros(len(groups), np.int64))
+        uniform: dict[int, float] = dict(zip(groups, drawn.tolist(), strict=True))
+        if strategy != "priority":
+            return ({i: i for i in groups} if strategy == "fifo" else uniform), keywords
+        # The prompt of a group has the group's id less 3 in this walk.
+        weights = {i - 3: self.some.choice([0, 0.5, 1, 40]) for i in groups}
+        keywords["weights"] = weights
+        if self.some.random() < 0.5:
+            ids = self.some.sample(sorted(weights), len(weights))
+            values = np.array([weights[i] for i in ids], np.float64)
+            keywords["weights"] = (np.array(ids, np.int64), values)
+        keys = {
+            i: -math.log1p(-u) / w if (w := weights[i - 3]) else math.inf
+            for i, u in uniform.items()
+        }
+        return keys, keywords
+
+    def whole(self, group_id: int, member: int, oldest_trained: int) -> list[tuple[Any, ...]]:
+        """Token, log-prob, mask and version of a prompt and its response."""
+        prompt, response = (
+            self.model.groups[group_id].prompt,
+            self.model.trajectories[member].tokens,
+        )
+        masked = [(t, p, m if v >= oldest_trained else 0, v) for t, p, m, v in response]
+        return [(t, 0.0, 0, 0) for t in prompt] + masked
 
     def drop(self) -> None:
         alive = [i for i in self.model.groups if self.model.alive(i)]

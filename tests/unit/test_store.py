@@ -454,5 +454,5 @@ def test_orders_and_reasons_are_named() -> None:
         store.lease(1, now=0, duration=0)
     with pytest.raises(InvalidInputError, match='reason = "done": expected stop, length'):
         store.finish(0, 1, "done")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match='strategy = "best": expected fifo or uniform'):
+    with pytest.raises(InvalidInputError, match='strategy = "best": expected fifo, uniform or'):
         store.sample(groups=1, version=0, max_staleness=0, strategy="best")  # type: ignore[arg-type]

@@ -224,13 +224,25 @@ impl Filling<'_> {
 
     /// Add response tokens of one policy version to the row.
     pub fn extend_row(&mut self, tokens: &[i32], log_probs: &[f32], mask: &[u8], version: u32) {
+        let from = self.extend(tokens, log_probs, version);
+        self.0.loss_mask.put(from, mask);
+    }
+
+    /// The same for tokens none of which is trained on.
+    pub fn extend_row_masked(&mut self, tokens: &[i32], log_probs: &[f32], version: u32) {
+        let from = self.extend(tokens, log_probs, version);
+        self.0.loss_mask.put_same(from, tokens.len(), 0);
+    }
+
+    /// All but the mask; where it goes.
+    fn extend(&mut self, tokens: &[i32], log_probs: &[f32], version: u32) -> usize {
         let Self(batch) = self;
         let (from, n) = (batch.tokens, tokens.len());
         batch.input_ids.put(from, tokens);
         batch.rollout_log_probs.put(from, log_probs);
-        batch.loss_mask.put(from, mask);
         batch.versions.put_same(from, n, version);
         batch.tokens = from + n;
+        from
     }
 
     /// End the row.

@@ -154,6 +154,17 @@ impl PromptSampler {
         Ok(py.detach(|| self.lock().admissible(iteration)))
     }
 
+    #[pyo3(signature = (*, seed = 0, iteration = 0))]
+    fn weights<'py>(
+        &self,
+        py: Python<'py>,
+        seed: i128,
+        iteration: i128,
+    ) -> Result<Bound<'py, PyArray1<f64>>> {
+        let (seed, iteration) = (unsigned("seed", seed)?, unsigned("iteration", iteration)?);
+        Ok(py.detach(|| self.lock().weights(seed, iteration)).into_pyarray(py))
+    }
+
     fn state<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &py.detach(|| self.lock().state()))
     }

@@ -14,7 +14,7 @@ use crate::error::{CoreError, Result};
 use crate::store_answers;
 use crate::store_arguments::{Prompt, split, split_values};
 use crate::store_place::Place;
-use crate::store_sampling;
+use crate::store_sampling::{self, PromptWeights};
 use crate::store_server::StoreServer;
 use crate::store_settings::Settings;
 use crate::views::Pool;
@@ -265,7 +265,8 @@ impl Store {
     }
 
     #[pyo3(signature = (
-        *, groups=None, tokens=None, max_staleness, version, strategy="fifo", seed=0, columns=None
+        *, groups=None, tokens=None, max_staleness, version, strategy="fifo", seed=0, columns=None,
+        weights=None, max_segment_staleness=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords of the Python method")]
     fn sample<'py>(
@@ -278,9 +279,13 @@ impl Store {
         strategy: &str,
         seed: u64,
         columns: Option<Vec<String>>,
+        weights: Option<&Bound<'py, PyAny>>,
+        max_segment_staleness: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let age = |age| natural("max_segment_staleness", age);
         let columns: Option<Vec<&str>> =
             columns.as_ref().map(|names| names.iter().map(String::as_str).collect());
+        let weights = weights.map(PromptWeights::read).transpose()?;
         let wanted = core::Sample {
             groups: groups.map(|groups| natural("groups", groups)).transpose()?,
             tokens: tokens.map(|tokens| natural("tokens", tokens)).transpose()?,
@@ -289,6 +294,8 @@ impl Store {
             strategy: text(strategy, Strategy::from_name)?,
             seed,
             columns: columns.as_deref(),
+            weights: weights.as_ref().map(PromptWeights::view),
+            max_segment_staleness: max_segment_staleness.map(age).transpose()?,
         };
         store_sampling::sample(py, &self.place, &self.pool, &wanted)
     }

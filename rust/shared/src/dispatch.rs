@@ -5,7 +5,7 @@ use std::time::Duration;
 use k15_core::pack::Packed;
 use k15_core::store::{
     Chunk, Column, ColumnChunk, Lease, PromptData, RecoveryReport, Sample, Stats, Store,
-    TrajectoryView,
+    TrajectoryView, Weights,
 };
 
 use crate::batch;
@@ -201,7 +201,22 @@ fn sample(from: &mut Reader<'_>, store: &LocalStore, packed: &mut Packed) -> Res
     let (strategy, seed) = (wire::strategy(from.word()?)?, from.word()?);
     let (is_chosen, columns) = (from.word()? != 0, wire::texts(from)?);
     let columns = is_chosen.then_some(columns.as_slice());
-    let wanted = Sample { groups, tokens, max_staleness, version, strategy, seed, columns };
+    let weights = match from.word()? {
+        0 => None,
+        _ => Some(Weights { prompt_ids: from.array()?, weights: from.array()? }),
+    };
+    let max_segment_staleness = from.option()?.map(|age| u32::try_from(age).unwrap_or(u32::MAX));
+    let wanted = Sample {
+        groups,
+        tokens,
+        max_staleness,
+        version,
+        strategy,
+        seed,
+        columns,
+        weights,
+        max_segment_staleness,
+    };
     store.freeing(|store| Ok(store.sample(&wanted, packed)?))?;
     Ok(Answer::Batch)
 }

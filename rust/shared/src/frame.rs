@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// The version of the protocol. Another one is told so and refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a frame.
 pub const SIZE: usize = 64;
 /// Blocks of shared memory that a connection may have at a time.

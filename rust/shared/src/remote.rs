@@ -27,6 +27,12 @@ impl Connection {
             sink.word(wanted.seed);
             sink.word(u64::from(wanted.columns.is_some()));
             wire::put_texts(sink, wanted.columns.unwrap_or_default());
+            sink.word(u64::from(wanted.weights.is_some()));
+            if let Some(weights) = wanted.weights {
+                sink.array(weights.prompt_ids);
+                sink.array(weights.weights);
+            }
+            sink.option(wanted.max_segment_staleness.map(u64::from));
         })?;
         batch::find(memory, words)
     }

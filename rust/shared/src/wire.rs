@@ -17,7 +17,7 @@ fn one_of<T: Copy>(all: &[T], code: u64) -> Result<T> {
 }
 
 const ORDERS: [Order; 3] = [Order::Oldest, Order::Stalest, Order::Longest];
-const STRATEGIES: [Strategy; 2] = [Strategy::Fifo, Strategy::Uniform];
+const STRATEGIES: [Strategy; 3] = [Strategy::Fifo, Strategy::Uniform, Strategy::Priority];
 const STATES: [State; 4] = [State::Unfinished, State::Finished, State::Scored, State::Gone];
 const REASONS: [FinishReason; 4] =
     [FinishReason::Stop, FinishReason::Length, FinishReason::Repetition, FinishReason::Abort];

@@ -234,6 +234,13 @@ impl PromptSampler {
         Ok(drawn.into_iter().map(|place| self.ids[place]).collect())
     }
 
+    /// The weights by which [`Self::sample`] draws prompts, in the order of their ids: 0 for those
+    /// that the curriculum does not admit. The seed matters to [`Rule::Thompson`] only.
+    pub fn weights(&self, seed: u64, iteration: u64) -> Vec<f64> {
+        let basis = Basis { version: self.basis_version(), bounds: self.bounds(iteration), seed };
+        (0..self.ids.len()).map(|place| self.weight(&basis, place)).collect()
+    }
+
     /// Everything that a checkpoint needs to go on as if nothing had happened, given the same
     /// prompts and settings.
     pub fn state(&self) -> Vec<u8> {

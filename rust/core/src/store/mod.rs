@@ -22,12 +22,9 @@
 //! let mut batch = Packed::default();
 //! let wanted = Sample {
 //!     groups: Some(4),
-//!     tokens: None,
 //!     max_staleness: 1,
-//!     version: 0,
 //!     strategy: Strategy::Fifo,
-//!     seed: 0,
-//!     columns: None,
+//!     ..Sample::default()
 //! };
 //! store.sample(&wanted, &mut batch)?;
 //! assert_eq!(batch.input_ids(), [1, 2, 5, 6, 7]);
@@ -56,6 +53,7 @@ mod mend_move;
 mod past;
 #[cfg(test)]
 mod power_tests;
+mod priority;
 mod query;
 mod queue;
 mod record;
@@ -82,6 +80,7 @@ pub use index::MARKS_KEPT;
 pub use lease::{Lease, Order};
 pub use log::Sync;
 pub use map::SharedMap;
+pub use priority::Weights;
 pub use query::{State, Stats, TrajectoryView};
 pub use recover::{RecoveryReport, TornTail};
 pub use repair::{Repair, TrajectoryLoss, repair};

@@ -155,12 +155,10 @@ fn call(store: &mut Store, (kind, a, b): Numbers, now: f64) -> Result<bool> {
         7 => {
             let wanted = Sample {
                 groups: Some(a as usize % 3),
-                tokens: None,
                 max_staleness: 99,
                 version: store.index.base.version,
                 strategy: Strategy::Fifo,
-                seed: 0,
-                columns: None,
+                ..Sample::default()
             };
             store.sample(&wanted, &mut Packed::default())?;
         }

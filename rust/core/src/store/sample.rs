@@ -2,6 +2,7 @@
 
 use super::Store;
 use super::event::ids_payload;
+use super::priority::{Lookup, Weights};
 use super::record::Kind;
 use super::state::Group;
 use crate::error::{Error, Result};
@@ -9,12 +10,16 @@ use crate::noise;
 use crate::pack::{Packed, Row};
 
 /// In which order groups are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
     /// In the order of their ids.
+    #[default]
     Fifo,
     /// In an order drawn from the seed: each group equally likely at each place.
     Uniform,
+    /// In an order drawn from the seed and the weights of the groups' prompts: each place goes to
+    /// one of the groups left in proportion to its weight. Weight 0 is never taken.
+    Priority,
 }
 
 impl Strategy {
@@ -23,13 +28,17 @@ impl Strategy {
         match name {
             "fifo" => Ok(Self::Fifo),
             "uniform" => Ok(Self::Uniform),
-            _ => Err(Error::invalid("strategy", format!("{name:?}"), "fifo or uniform")),
+            "priority" => Ok(Self::Priority),
+            _ => {
+                let expected = "fifo, uniform or priority";
+                Err(Error::invalid("strategy", format!("{name:?}"), expected))
+            }
         }
     }
 }
 
 /// What to take. At least one of `groups` and `tokens` must be given; both bound together.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sample<'a> {
     /// At most so many groups.
     pub groups: Option<usize>,
@@ -47,6 +56,17 @@ pub struct Sample<'a> {
     /// Columns that a group must have for each of its response tokens, and that the batch gets. None:
     /// the batch gets all columns, with 0 where nothing was set.
     pub columns: Option<&'a [&'a str]>,
+    /// The weights of [`Strategy::Priority`]; none with another.
+    pub weights: Option<Weights<'a>>,
+    /// Tokens that are more versions behind `version` than this come with a loss mask of 0.
+    pub max_segment_staleness: Option<u32>,
+}
+
+impl Sample<'_> {
+    /// The oldest version whose tokens keep their loss mask.
+    fn oldest_trained(&self) -> u32 {
+        self.max_segment_staleness.map_or(0, |age| self.version.saturating_sub(age))
+    }
 }
 
 /// What a vector holds in ascending order. Only what is asked for is sorted, `step` at first and then twice
@@ -76,15 +96,20 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidInput`] if the first group alone exceeds `tokens`.
+    /// [`Error::InvalidInput`] if the first group alone exceeds `tokens`, or a weight is missing, not
+    /// finite or below 0.
     pub fn sample(&mut self, wanted: &Sample<'_>, batch: &mut Packed) -> Result<()> {
         if wanted.groups.is_none() && wanted.tokens.is_none() {
             return Err(Error::invalid("groups, tokens", "none", "at least one of the two"));
         }
+        if wanted.weights.is_some() && wanted.strategy != Strategy::Priority {
+            let expected = "none, or the strategy priority";
+            return Err(Error::invalid("weights", "given", expected));
+        }
         let columns = self.wanted_columns(wanted)?;
         let needed = if wanted.columns.is_some() { columns.as_slice() } else { &[] };
         let taken = self.choose(wanted, needed)?;
-        self.pack(&taken, &columns, batch)?;
+        self.pack(&taken, &columns, wanted.oldest_trained(), batch)?;
         if !taken.is_empty() {
             self.write_control(Kind::Use, 0, &ids_payload(&taken))?;
         }
@@ -115,6 +140,10 @@ impl Store {
                 let keys = self.index.shelves.fresh(floor).map(key).collect();
                 &mut ascending(keys, wanted.groups.unwrap_or(64)).map(|(_, id)| id)
             }
+            Strategy::Priority => {
+                let keys = self.priorities(wanted, floor)?;
+                &mut ascending(keys, wanted.groups.unwrap_or(64)).map(|(_, id)| id)
+            }
         };
         let order = order.filter(has_columns).take(wanted.groups.unwrap_or(usize::MAX));
         let budget = wanted.tokens.unwrap_or(MAX_BATCH).min(MAX_BATCH);
@@ -137,6 +166,21 @@ impl Store {
         Ok(taken)
     }
 
+    /// Groups that are fresh enough and have a weight, each after the number by which it goes.
+    fn priorities(&self, wanted: &Sample<'_>, floor: u32) -> Result<Vec<(u64, u64)>> {
+        let weights = wanted.weights.ok_or_else(|| {
+            Error::invalid("weights", "none", "one for each prompt, with the strategy priority")
+        })?;
+        let weights = Lookup::new(weights)?;
+        let mut keys = Vec::new();
+        for id in self.index.shelves.fresh(floor) {
+            if let Some(key) = weights.key(wanted.seed, id, self.group_of(id)?.prompt_id)? {
+                keys.push((key, id));
+            }
+        }
+        Ok(keys)
+    }
+
     fn has_column(&self, group: &Group, column: u16) -> bool {
         let mut members = group.members().filter_map(|id| self.index.trajectories.get(&id));
         members.all(|trajectory| trajectory.covered(column) == trajectory.length)
@@ -147,7 +191,13 @@ impl Store {
         members.map(|t| group.prompt_length as usize + t.length as usize).sum()
     }
 
-    fn pack(&self, groups: &[u64], columns: &[u16], batch: &mut Packed) -> Result<()> {
+    fn pack(
+        &self,
+        groups: &[u64],
+        columns: &[u16],
+        oldest_trained: u32,
+        batch: &mut Packed,
+    ) -> Result<()> {
         let (mut rows, mut tokens) = (0, 0);
         for id in groups {
             let group = self.group_of(*id)?;
@@ -166,7 +216,11 @@ impl Store {
                 batch.begin_row(prompt.tokens);
                 for chunk in &trajectory.chunks {
                     let (tokens, log_probs, mask) = self.arrays(chunk)?;
-                    batch.extend_row(tokens, log_probs, mask, chunk.version);
+                    if chunk.version < oldest_trained {
+                        batch.extend_row_masked(tokens, log_probs, chunk.version);
+                    } else {
+                        batch.extend_row(tokens, log_probs, mask, chunk.version);
+                    }
                 }
                 for piece in &trajectory.pieces {
                     let place = columns.iter().position(|number| *number == piece.column);

@@ -114,6 +114,7 @@ pub(super) struct Group {
     pub(super) first_trajectory: u64,
     pub(super) k: u32,
     pub(super) version: u32,
+    pub(super) prompt_id: i64,
     pub(super) prompt_length: u32,
     /// The payload of the record that holds the prompt, and whether it is a moved one.
     pub(super) prompt: (Location, u32, bool),
@@ -141,6 +142,7 @@ pub(super) fn new_group(event: &GroupEvent<'_>, prompt: (Location, u32, bool), s
         first_trajectory: event.first_trajectory,
         k: event.k,
         version: event.version,
+        prompt_id: event.prompt.prompt_id,
         prompt_length: u32::try_from(event.prompt.tokens.len()).unwrap_or(u32::MAX),
         prompt,
         uses: event.uses.clone(),
