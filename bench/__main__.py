@@ -13,6 +13,8 @@ CLAIMS = [
     "sampler",
     "rollout_partial",
     "store",
+    "store_segments",
+    "store_growth",
     "store_durable",
     "store_shared",
     "transfer_queue",

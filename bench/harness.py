@@ -7,6 +7,7 @@ which less is better).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -101,6 +102,17 @@ def compare(
             )
         )
     return entries
+
+
+def compiled(source: Path, directory: Path) -> ctypes.CDLL:
+    """The functions of a C file, compiled into a directory."""
+    library = directory / source.with_suffix(".so").name
+    command = ["cc", "-O3", "-msse4.2", "-shared", "-fPIC", "-o", str(library), str(source)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PeerUnavailableError(f"{' '.join(command)}: {error}") from error
+    return ctypes.CDLL(str(library))
 
 
 def peer_environment(

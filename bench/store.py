@@ -1,36 +1,48 @@
-"""The trajectory store in memory against NumPy and memcpy on the same arrays, one thread."""
+"""The trajectory store in memory, one thread, against NumPy, memcpy and buffers that others write.
+
+store.sample_pack is bound by the memory: it reads the 9 bytes that are stored of a token and writes
+the 17 of a batch. The row against `peers/stream.c` says how near that it is: a loop over two blocks
+of memory that does nothing else.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.harness import Entry, compare
+from bench.harness import (
+    Contender,
+    Entry,
+    PeerUnavailableError,
+    compare,
+    compiled,
+    peer_environment,
+    peer_process,
+)
+from bench.sampler import PEERS
+from bench.store_work import PROMPT as PROMPT_TOKENS
+from bench.store_work import SAMPLED, SAMPLED_MEDIAN, responses
 from k15core import Prompt, Store
 
 TRAJECTORIES = 1024
 PASSES_KEPT = 11
 """Passes of 29 MB that stay in the ring: about ten times a last-level cache of 32 MB."""
 
-Columns = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.uint8]]
-PROMPT = Prompt(0, np.arange(64, dtype=np.int32), "")
-
-
-def responses(n: int, median: float, longest: int) -> list[Columns]:
-    """n responses, log-normal lengths: 9 bytes a token."""
-    rng = np.random.default_rng(0)
-    lengths = np.minimum(rng.lognormal(np.log(median), 0.5, n).astype(int), longest)
-    return [
-        (
-            rng.integers(0, 150_000, length, dtype=np.int32),
-            -rng.random(length, dtype=np.float32),
-            np.ones(length, np.uint8),
-        )
-        for length in lengths
-    ]
+PROMPT = Prompt(0, PROMPT_TOKENS, "")
+HERE = Path(__file__).parent
+MEMCPY, CONCAT = "memcpy of the batch's bytes", "numpy concatenate"
+LIMIT = "limit: reading 9 and writing 17 bytes a token past the caches"
+TORCHRL = "TorchRL ListStorage + PrioritizedSampler + cat"
+LISTS = "a list of Python lists"
 
 
 def open_groups(store: Store, n: int, k: int) -> list[tuple[int, int]]:
@@ -41,7 +53,7 @@ def open_groups(store: Store, n: int, k: int) -> list[tuple[int, int]]:
 
 
 def insert() -> list[Entry]:
-    work = responses(TRAJECTORIES, 2700, 131_072)
+    work = responses(TRAJECTORIES, 2700)
     total = sum(len(tokens) for tokens, _, _ in work)
     store = Store(capacity_bytes=1 << 30, file_bytes=16 << 20)
     kept: deque[list[int]] = deque()
@@ -88,11 +100,69 @@ def insert() -> list[Entry]:
     )
 
 
+def rate(tokens: int) -> Callable[[float], float]:
+    """Seconds for so many tokens as millions of tokens a second."""
+    return lambda seconds: tokens / seconds / 1e6
+
+
+def insert_fresh() -> list[Entry]:
+    """The same into memory that was never written to: what the kernel takes to zero it counts."""
+    work = responses(TRAJECTORIES, 2700)
+    total = sum(len(tokens) for tokens, _, _ in work)
+
+    def ours() -> float:
+        store = Store(capacity_bytes=1 << 30, file_bytes=16 << 20)
+        places = open_groups(store, TRAJECTORIES, 8)
+        start = time.perf_counter()
+        for (trajectory_id, epoch), (tokens, log_probs, mask) in zip(places, work, strict=True):
+            store.append(trajectory_id, epoch, 0, tokens, log_probs, 0, loss_mask=mask)
+        return time.perf_counter() - start
+
+    def slices() -> float:
+        start = time.perf_counter()
+        maps = [mmap.mmap(-1, total * width) for width in (4, 4, 1)]
+        types = (np.int32, np.float32, np.uint8)
+        fresh = [np.frombuffer(m, dtype) for m, dtype in zip(maps, types, strict=True)]
+        place = 0
+        for columns in work:
+            n = len(columns[0])
+            for array, values in zip(fresh, columns, strict=True):
+                array[place : place + n] = values
+            place += n
+        return time.perf_counter() - start
+
+    peer = "numpy slice-assignment into fresh memory"
+    return compare(
+        "store.insert_fresh",
+        ours,
+        {peer: slices},
+        bars={peer: None},
+        unit="Mtok/s",
+        figure=rate(total),
+    )
+
+
+def stream_limit(tokens: int, directory: Path) -> Contender:
+    """Reads 9 bytes a token and writes 17, as store.sample_pack does, past the caches."""
+    stream = compiled(HERE / "peers" / "stream.c", directory).stream
+    stream.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    copied, filled = tokens * 9 // 64 * 64, tokens * 8 // 64 * 64
+    source, target = np.ones(copied, np.uint8), np.ones(copied + filled + 64, np.uint8)
+    skipped = -target.ctypes.data % 64
+
+    def once() -> float:
+        start = time.perf_counter()
+        stream(target.ctypes.data + skipped, source.ctypes.data, copied, filled)
+        return time.perf_counter() - start
+
+    return once
+
+
 def sample_pack() -> list[Entry]:
-    work = responses(256, 1800, 131_072)
+    work = responses(SAMPLED, SAMPLED_MEDIAN)
     store = Store(capacity_bytes=1 << 28, max_uses=1 << 20)
     for (trajectory_id, epoch), (tokens, log_probs, mask) in zip(
-        open_groups(store, 256, 8), work, strict=True
+        open_groups(store, SAMPLED, 8), work, strict=True
     ):
         store.append(trajectory_id, epoch, 0, tokens, log_probs, 0, loss_mask=mask)
         store.finish(trajectory_id, epoch, "stop")
@@ -124,17 +194,47 @@ def sample_pack() -> list[Entry]:
         return time.perf_counter() - start
 
     total = len(batch.input_ids)
-    peers = {"memcpy of the batch's bytes": memcpy, "numpy concatenate": concatenate}
-    return compare(
-        "store.sample_pack",
-        sample,
-        peers,
-        bars={"memcpy of the batch's bytes": 0.55, "numpy concatenate": 1.3},
-        unit="Mtok/s",
-        figure=lambda seconds: total / seconds / 1e6,
-        warmup=3,
-    )
+    entries: list[Entry] = []
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        peers: dict[str, Contender | PeerUnavailableError] = {MEMCPY: memcpy, CONCAT: concatenate}
+        try:
+            peers[LIMIT] = stream_limit(total, directory)
+        except PeerUnavailableError as error:
+            peers[LIMIT] = error
+        entries += compare(
+            "store.sample_pack",
+            sample,
+            peers,
+            bars={MEMCPY: 0.55, CONCAT: 1.3, LIMIT: None},
+            unit="Mtok/s",
+            figure=rate(total),
+            warmup=3,
+        )
+        buffers: dict[str, Contender | PeerUnavailableError] = {}
+        for peer, title in (("torchrl", TORCHRL), ("lists", LISTS)):
+            try:
+                python = Path(sys.executable)
+                if peer == "torchrl":
+                    python = peer_environment(peer, PEERS[peer][1])
+                script = HERE / "peers" / "list_buffers.py"
+                run = stack.enter_context(peer_process(python, script, peer))
+                run()  # a peer that cannot be imported ends here
+                buffers[title] = run
+            except PeerUnavailableError as error:
+                buffers[title] = error
+        # Theirs is by the token: TorchRL draws with replacement, so that batches differ.
+        entries += compare(
+            "store.sample_pack",
+            lambda: sample() / total,
+            buffers,
+            bars={TORCHRL: 3.0, LISTS: 50.0},
+            unit="Mtok/s",
+            figure=rate(1),
+            warmup=2,
+        )
+    return entries
 
 
 def run() -> list[Entry]:
-    return insert() + sample_pack()
+    return insert() + insert_fresh() + sample_pack()

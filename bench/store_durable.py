@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections import deque
@@ -21,24 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import Contender, Entry, PeerUnavailableError, compare
-from bench.store import TRAJECTORIES, Columns, open_groups, responses
+from bench.harness import Contender, Entry, PeerUnavailableError, compare, compiled
+from bench.store import TRAJECTORIES, open_groups
+from bench.store_work import Columns, responses
 from k15core import Store
 
 SOURCE = Path(__file__).parent / "peers" / "crc32c.c"
 FILE_BYTES = 16 << 20
 PASSES_KEPT = 4
-
-
-def floor(directory: Path) -> ctypes.CDLL:
-    """The C functions."""
-    library = directory / "crc32c.so"
-    compile_ = ["cc", "-O3", "-msse4.2", "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
-    try:
-        subprocess.run(compile_, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise PeerUnavailableError(f"{' '.join(compile_)}: {error}") from error
-    return ctypes.CDLL(str(library))
 
 
 def available(make: Callable[[], Contender]) -> Contender | PeerUnavailableError:
@@ -51,7 +40,7 @@ def available(make: Callable[[], Contender]) -> Contender | PeerUnavailableError
 
 def plain_writer(directory: Path, work: list[Columns]) -> Contender:
     """Checksums and write() of the same rows into files that are used again."""
-    append = floor(directory).append
+    append = compiled(SOURCE, directory).append
     append.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_long]
     rows = [b"".join(column.tobytes() for column in columns) for columns in work]
     files = [os.open(directory / f"{i}.plain", os.O_RDWR | os.O_CREAT) for i in range(12)]
@@ -132,7 +121,7 @@ def recover(directory: Path) -> list[Entry]:
         return seconds
 
     def peer() -> Contender:
-        scan = floor(directory).scan
+        scan = compiled(SOURCE, directory).scan
         paths = [bytes(path) for path in sorted(home.glob("*.log"))]
 
         def checksums() -> float:

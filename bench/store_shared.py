@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.harness import Entry, compare
-from bench.store import Columns, open_groups, responses
+from bench.store import open_groups
+from bench.store_work import Columns, responses
 from k15core import SharedStore, Store
 
 ROWS = 256
