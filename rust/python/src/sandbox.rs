@@ -129,6 +129,7 @@ impl SandboxPool {
             files,
             fetch,
             limits: changes(limits)?.apply(self.sandbox.limits()).map_err(Fault)?,
+            ..Job::default()
         };
         let outcome = py.detach(|| {
             for _ in 1..times {
@@ -231,6 +232,7 @@ fn read_submission(dict: &Bound<'_, PyDict>) -> PyResult<Submission> {
         files: item("files")?.extract()?,
         fetch: item("fetch")?.extract()?,
         limits: changes(item("limits")?.cast()?)?,
+        ..Submission::default()
     })
 }
 

@@ -3,14 +3,26 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::sandbox::Submission;
+use crate::submission::Submission;
 use crate::{Outcome, Result, Verdict};
 
 /// Files by name.
 pub(crate) type Artifacts = BTreeMap<String, Vec<u8>>;
 
-/// Artifacts, or the outcome of the compiler's failure.
-type Compiled = Arc<std::result::Result<Artifacts, Outcome>>;
+/// How compiling ended, and what it left if it went well.
+pub(crate) struct Compiled {
+    pub(crate) outcome: Outcome,
+    pub(crate) artifacts: Option<Artifacts>,
+}
+
+impl Compiled {
+    /// Whether the same source would end so again. What a limit, the sandbox or its caller ended says
+    /// nothing about the next time.
+    fn is_kept(&self) -> bool {
+        self.artifacts.is_some()
+            || matches!(self.outcome.verdict, Verdict::Ok | Verdict::NonzeroExit)
+    }
+}
 
 /// The most bytes of artifacts, with their sources, that are kept.
 const CAPACITY: usize = 256 << 20;
@@ -20,7 +32,7 @@ const CAPACITY: usize = 256 << 20;
 type Key = (String, String, BTreeMap<String, Vec<u8>>);
 
 /// One source's place: filled by the first who needs it while the others wait.
-type Place = Arc<Mutex<Option<Compiled>>>;
+type Place = Arc<Mutex<Option<Arc<Compiled>>>>;
 
 #[derive(Default)]
 pub(crate) struct Cache(Mutex<Kept>);
@@ -34,12 +46,12 @@ struct Kept {
 }
 
 impl Cache {
-    /// What `compile` made of the source the first time. A failure of the sandbox's own is not kept.
+    /// What `compile` made of the source the first time that it ended by itself.
     pub(crate) fn get(
         &self,
         submission: &Submission,
-        compile: impl FnOnce() -> Result<std::result::Result<Artifacts, Outcome>>,
-    ) -> Result<Compiled> {
+        compile: impl FnOnce() -> Result<Compiled>,
+    ) -> Result<Arc<Compiled>> {
         let key =
             (submission.language.clone(), submission.source.clone(), submission.files.clone());
         let place = {
@@ -57,11 +69,11 @@ impl Cache {
                 return Err(error);
             }
         };
-        if let Err(Outcome { verdict: Verdict::SandboxError, .. }) = &*compiled {
-            self.forget(&key);
-        } else {
+        if compiled.is_kept() {
             *filled = Some(Arc::clone(&compiled));
             self.keep(key, size(submission, &compiled));
+        } else {
+            self.forget(&key);
         }
         Ok(compiled)
     }
@@ -86,10 +98,9 @@ impl Cache {
 /// What an entry takes: the key is held twice.
 fn size(submission: &Submission, compiled: &Compiled) -> usize {
     let files = |files: &BTreeMap<String, Vec<u8>>| files.values().map(Vec::len).sum::<usize>();
-    let made = match &**compiled {
-        Ok(artifacts) => files(artifacts),
-        Err(outcome) => outcome.stdout.len() + outcome.stderr.len(),
-    };
+    let made = compiled.artifacts.as_ref().map_or(0, files)
+        + compiled.outcome.stdout.len()
+        + compiled.outcome.stderr.len();
     2 * (submission.source.len() + files(&submission.files)) + made + 1024
 }
 
@@ -101,8 +112,14 @@ mod tests {
         Submission { source: source.into(), language: "c".into(), ..Submission::default() }
     }
 
-    fn made(length: usize) -> Result<std::result::Result<Artifacts, Outcome>> {
-        Ok(Ok(Artifacts::from([("main".into(), vec![0; length])])))
+    fn made(length: usize) -> Result<Compiled> {
+        let artifacts = Some(Artifacts::from([("main".into(), vec![0; length])]));
+        Ok(Compiled { artifacts, ..ended(Verdict::Ok) })
+    }
+
+    fn ended(verdict: Verdict) -> Compiled {
+        let outcome = Outcome { verdict, ..Outcome::sandbox_error("") };
+        Compiled { artifacts: None, outcome }
     }
 
     #[test]
@@ -137,10 +154,23 @@ mod tests {
     }
 
     #[test]
-    fn the_sandboxs_own_failure_is_not_kept() {
-        let cache = Cache::default();
-        let failed = cache.get(&submission("a"), || Ok(Err(Outcome::sandbox_error("x")))).unwrap();
-        assert!(failed.is_err());
-        assert!(cache.get(&submission("a"), || made(1)).unwrap().is_ok());
+    fn only_what_would_end_so_again_is_kept() {
+        for (verdict, is_kept) in [
+            (Verdict::NonzeroExit, true),
+            (Verdict::SandboxError, false),
+            (Verdict::WallLimit, false),
+            (Verdict::Signalled, false),
+        ] {
+            let cache = Cache::default();
+            cache.get(&submission("a"), || Ok(ended(verdict))).unwrap();
+            let mut again = false;
+            cache
+                .get(&submission("a"), || {
+                    again = true;
+                    made(1)
+                })
+                .unwrap();
+            assert_eq!(again, !is_kept, "{verdict}");
+        }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Limits;
+use crate::{Cancel, Limits};
 
 /// The directory in which a run starts and its files lie.
 pub const WORK_DIRECTORY: &str = "/tmp";
@@ -36,6 +37,8 @@ pub struct Job {
     pub fetch: Vec<String>,
     /// What it may use.
     pub limits: Limits,
+    /// With this the caller can end it before its time.
+    pub cancel: Option<Arc<Cancel>>,
 }
 
 /// How a run ended.

@@ -59,6 +59,7 @@
 //! * An attack: a case in tests/attacks (see the frame there).
 #![deny(unsafe_code)]
 
+mod cancel;
 pub mod capability;
 pub mod cgroup;
 mod compiled;
@@ -77,11 +78,14 @@ mod sandbox;
 pub mod seccomp;
 pub mod slot;
 pub mod spawner;
+mod submission;
 pub mod sys;
 mod wire;
 
+pub use cancel::Cancel;
 pub use error::{Error, Result};
 pub use job::{InputFile, Job, Outcome, Verdict, WORK_DIRECTORY};
 pub use limits::Limits;
 pub use pool::Pool;
-pub use sandbox::{Options, RUNNERS, Sandbox, Submission};
+pub use sandbox::{Options, RUNNERS, Sandbox};
+pub use submission::{Steps, Submission};

@@ -1,4 +1,4 @@
-//! Sources in, verdicts out: languages and compiling on top of a pool.
+//! A sandbox: what it is made from, opening and closing it. `submission.rs` runs sources in it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,14 +6,12 @@ use std::sync::Arc;
 
 use crate::capability::{self, Capability};
 use crate::cgroup::Host;
-use crate::compiled::{Artifacts, Cache};
-use crate::language::{Languages, LimitChanges, Ready};
+use crate::compiled::Cache;
+use crate::language::{Languages, LimitChanges};
 use crate::rootfs::{Bind, Plan, Source};
 use crate::runner::{Crun, Direct, Runner, Users, Warm, Warmth};
-use crate::{
-    Error, InputFile, Job, Limits, Outcome, Pool, Result, Verdict, janitor::Janitor, parallel,
-    registry,
-};
+use crate::submission::{add, set_command};
+use crate::{Error, Job, Limits, Pool, Result, janitor::Janitor, registry};
 
 /// The names of the runners.
 pub const RUNNERS: &[&str] = &["direct", "crun", "crun-plain", "warm"];
@@ -71,38 +69,19 @@ impl Options {
     }
 }
 
-/// A source to run.
-#[derive(Clone, Debug, Default)]
-pub struct Submission {
-    /// The program's text.
-    pub source: String,
-    /// Its language, by name.
-    pub language: String,
-    /// Arguments after those of the language's command.
-    pub arguments: Vec<String>,
-    /// What it can read from its standard input.
-    pub stdin: Vec<u8>,
-    /// Files in the work directory, by relative path.
-    pub files: BTreeMap<String, Vec<u8>>,
-    /// Files that are wanted when it has ended, by relative path.
-    pub fetch: Vec<String>,
-    /// What it may use, over the sandbox's and the language's own.
-    pub limits: LimitChanges,
-}
-
 /// Runs sources in a pool of slots.
 pub struct Sandbox {
     // Dropped in this order: the pool's slots, then what is left of its groups, then the janitor.
-    pool: Pool,
+    pub(crate) pool: Pool,
     entry: registry::Entry,
     janitor: Janitor,
-    languages: Languages,
-    limits: LimitChanges,
-    default_limits: Limits,
+    pub(crate) languages: Languages,
+    pub(crate) limits: LimitChanges,
+    pub(crate) default_limits: Limits,
     capabilities: Vec<Capability>,
     /// The root's: every sandbox's own with what an image asks for.
-    environment: Vec<String>,
-    compiled: Cache,
+    pub(crate) environment: Vec<String>,
+    pub(crate) compiled: Cache,
 }
 
 /// Every sandbox's own environment.
@@ -195,118 +174,12 @@ impl Sandbox {
         &self.default_limits
     }
 
-    /// Runs one source. What was compiled is kept, so the same source with other inputs is only run.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidInput`] for a submission that makes no sense, [`Error::Unenforceable`] for a share
-    /// of processors on a host without the means, [`Error::Closed`] after [`Sandbox::close`].
-    pub fn run(&self, submission: &Submission) -> Result<Outcome> {
-        let ready = self.languages.get(&submission.language)?;
-        let language = ready.language;
-        // What the sandbox's owner said counts more than what is usual for a language.
-        let usual = language.limits.apply(&Limits::default())?;
-        let limits = submission.limits.apply(&self.limits.apply(&usual)?)?;
-        self.check_share(&limits)?;
-        let mut job = Job {
-            environment: add(&self.environment, &ready.language.environment),
-            stdin: submission.stdin.clone(),
-            fetch: submission.fetch.clone(),
-            limits,
-            ..Job::default()
-        };
-        for (path, content) in &submission.files {
-            job.files
-                .insert(path.clone(), InputFile { content: content.clone(), executable: false });
-        }
-        if let Some(command) = &language.compile {
-            match &*self.compile(submission, ready, command)? {
-                Ok(artifacts) => {
-                    for (path, content) in artifacts {
-                        let content = content.clone();
-                        job.files.insert(path.clone(), InputFile { content, executable: true });
-                    }
-                }
-                Err(outcome) => return Ok(outcome.clone()),
-            }
-        } else {
-            let content = submission.source.clone().into_bytes();
-            job.files.insert(language.file.clone(), InputFile { content, executable: false });
-        }
-        set_command(&mut job, ready, &language.run, &submission.arguments);
-        self.pool.run(&job)
-    }
-
-    /// Runs all `submissions`, keeping as many slots busy as there are; results are in their order.
-    ///
-    /// # Errors
-    ///
-    /// The first error of [`Sandbox::run`] in their order; the others have run all the same.
-    pub fn run_many(&self, submissions: &[Submission]) -> Result<Vec<Outcome>> {
-        let run = |submission: &Submission| self.run(submission);
-        parallel::map(submissions, self.pool.most(), run).into_iter().collect()
-    }
-
     /// Ends the slots and removes all that was made. Runs under way are waited for.
     pub fn close(&self) {
         if self.pool.close() {
             self.entry.close();
             self.janitor.dismiss();
         }
-    }
-
-    fn check_share(&self, limits: &Limits) -> Result<()> {
-        let share = self.capabilities.iter().find(|each| each.name == "cpus");
-        match share.filter(|each| limits.cpus.is_some() && !each.enforced) {
-            None => Ok(()),
-            Some(each) => Err(Error::Unenforceable {
-                what: each.name,
-                why: each.how.clone(),
-                remedy: each.remedy.clone(),
-            }),
-        }
-    }
-
-    /// What compiling left, or the outcome that tells why there is nothing.
-    fn compile(
-        &self,
-        submission: &Submission,
-        ready: Ready<'_>,
-        command: &[String],
-    ) -> Result<Arc<std::result::Result<Artifacts, Outcome>>> {
-        let language = ready.language;
-        self.compiled.get(submission, || {
-            let mut job = Job {
-                environment: add(&self.environment, &ready.language.environment),
-                fetch: language.artifacts.clone(),
-                limits: language.compile_limits.apply(&self.default_limits)?,
-                ..Job::default()
-            };
-            for (path, content) in &submission.files {
-                let file = InputFile { content: content.clone(), executable: false };
-                job.files.insert(path.clone(), file);
-            }
-            let content = submission.source.clone().into_bytes();
-            job.files.insert(language.file.clone(), InputFile { content, executable: false });
-            set_command(&mut job, ready, command, &[]);
-            let mut outcome = self.pool.run(&job)?;
-            match outcome.verdict {
-                Verdict::Ok if outcome.refused.is_empty() => return Ok(Ok(outcome.files)),
-                Verdict::SandboxError => {}
-                verdict => {
-                    let missing: Vec<&str> = outcome.refused.keys().map(String::as_str).collect();
-                    outcome.message = if verdict == Verdict::Ok {
-                        format!("compiling left no {}", missing.join(", "))
-                    } else {
-                        format!("compiling ended with {verdict}")
-                    };
-                    outcome.verdict = Verdict::CompileError;
-                }
-            }
-            outcome.files.clear();
-            outcome.refused.clear();
-            Ok(Err(outcome))
-        })
     }
 }
 
@@ -381,17 +254,4 @@ fn warmth(languages: &Languages, options: &Options, environment: &[String]) -> R
     };
     set_command(&mut template, ready, &ready.language.run, &[]);
     Warmth::new(template, &ready.language.file, &options.warm_modules, options.warm_runs)
-}
-
-/// `base` with `more` added; of two values of one name the later stays.
-fn add(base: &[String], more: &[String]) -> Vec<String> {
-    let name = |each: &str| each.split_once('=').map_or(each, |(name, _)| name).to_owned();
-    let replaced = |each: &&String| !more.iter().any(|new| name(new) == name(each));
-    base.iter().filter(replaced).chain(more).cloned().collect()
-}
-
-fn set_command(job: &mut Job, ready: Ready<'_>, command: &[String], more: &[String]) {
-    let command = ready.command(command, &job.limits);
-    job.program = command.first().cloned().unwrap_or_default();
-    job.arguments = command.into_iter().chain(more.iter().cloned()).collect();
 }

@@ -248,11 +248,15 @@ impl Slot {
                 Poll::readable(stdout.waiting()),
                 Poll::readable(stderr.waiting()),
                 Poll::writable(feed.waiting()),
+                Poll::readable(job.cancel.as_ref().map(|c| c.event()).filter(|_| killed.is_none())),
             ];
             poll(&mut entries, Some(until.saturating_duration_since(now))).map_err(gone)?;
-            let [answered, out, err, input] = entries;
+            let [answered, out, err, input, cancelled] = entries;
             if answered.is_ready() {
                 return Ok(killed.map(|(reason, _)| reason));
+            }
+            if cancelled.is_ready() {
+                killed = Some((Killed::Cancelled, Instant::now()));
             }
             if input.is_ready() {
                 feed.write_some();

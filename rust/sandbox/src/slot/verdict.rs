@@ -17,6 +17,7 @@ pub(super) enum Killed {
     WallTime,
     ProcessorTime,
     Output,
+    Cancelled,
 }
 
 /// The spawner's answer, with the files and the output.
@@ -90,6 +91,10 @@ pub(super) fn judge(job: &Job, answer: Answer, usage: Usage, killed: Option<Kill
             Killed::WallTime => Verdict::WallLimit,
             Killed::ProcessorTime => Verdict::CpuLimit,
             Killed::Output => Verdict::OutputLimit,
+            Killed::Cancelled => {
+                message = "its caller has ended it".to_owned();
+                Verdict::SandboxError
+            }
         }
     } else if let Some(ending) = ending {
         match ending {
@@ -163,7 +168,9 @@ mod tests {
             (Stage::Killed, 0, free, Some(Killed::WallTime), Verdict::WallLimit),
             (Stage::Killed, 0, free, Some(Killed::ProcessorTime), Verdict::CpuLimit),
             (Stage::Killed, 0, free, Some(Killed::Output), Verdict::OutputLimit),
+            (Stage::Killed, 0, free, Some(Killed::Cancelled), Verdict::SandboxError),
             (Stage::Ended, 0, free, Some(Killed::WallTime), Verdict::Ok),
+            (Stage::Ended, 0, free, Some(Killed::Cancelled), Verdict::Ok),
             (Stage::Killed, 0, free, None, Verdict::SandboxError),
             (Stage::Exec, libc::ENOENT, free, None, Verdict::SandboxError),
         ];

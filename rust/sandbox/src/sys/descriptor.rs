@@ -299,6 +299,13 @@ pub fn file_in_memory(content: &[u8]) -> Result<OwnedFd> {
     Ok(file)
 }
 
+/// A counter to wait for, closed on exec: readable once it was written to.
+pub fn event() -> Result<OwnedFd> {
+    let flags = word(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+    // SAFETY: no memory is involved.
+    unsafe { syscall(libc::SYS_eventfd2, [0, flags, 0, 0, 0, 0]) }.map(own)
+}
+
 /// A second name of `descriptor`, at the lowest free number from 3 on.
 pub fn duplicate(descriptor: BorrowedFd<'_>) -> Result<OwnedFd> {
     let arguments = [word(descriptor.as_raw_fd()), libc::F_DUPFD_CLOEXEC as usize, 3, 0, 0, 0];
