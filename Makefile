@@ -20,10 +20,11 @@ $(VENV)/.ready: pyproject.toml scripts/setup.sh
 	@bash scripts/setup.sh $(VENV)
 	@touch $@
 
-build: $(VENV)/.built ## compile the Rust core and the spawner and install the package, editable
+build: $(VENV)/.built ## compile the Rust core, the spawner and the daemon, and install the package, editable
 
 $(VENV)/.built: $(VENV)/.ready $(RUST)
 	@bash scripts/build_spawner.sh
+	@bash scripts/build_daemon.sh
 	@$(VENV)/bin/maturin develop --release --quiet >/dev/null
 	@touch $@
 

@@ -1,9 +1,10 @@
-"""`k15 sandbox run` and `k15 sandbox doctor`."""
+"""`k15 sandbox run`, `k15 sandbox serve` and `k15 sandbox doctor`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -116,6 +117,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     run.add_argument("--json", action="store_true", help="print the result as one JSON object")
     run.set_defaults(command=_run)
 
+    serve = actions.add_parser(
+        "serve",
+        help="the daemon: run programs for whoever asks over HTTP (--help tells more)",
+        add_help=False,
+    )
+    serve.set_defaults(command=_serve)
+
     doctor = actions.add_parser(
         "doctor",
         help="what this host can enforce, and how to mend what it cannot",
@@ -130,7 +138,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
-    """A command line parted at `--`: ours, and the arguments of the program that is run."""
+    """A command line parted into ours and the arguments of the program that is run.
+
+    These stand behind `--`; `sandbox serve` hands on all that it is given.
+    """
+    if words[:2] == ["sandbox", "serve"]:
+        return words[:2], words[2:]
     if words[:2] != ["sandbox", "run"] or "--" not in words:
         return words, []
     at = words.index("--")
@@ -191,6 +204,14 @@ def _run(options: argparse.Namespace) -> int:
         sys.stderr.buffer.write(result.stderr)
         print(verdict_line(result), file=sys.stderr)
     return exit_code(result)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from k15core.sandbox.local import DAEMON
+
+    if not DAEMON.is_file():
+        raise InvalidInputError(f"{DAEMON} is missing: `make build` makes it")
+    os.execv(DAEMON, [DAEMON.name, *options.program_arguments])
 
 
 def verdict_line(result: RunResult) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from k15core._core import SandboxPool
 from k15core.errors import InvalidInputError
 from k15core.sandbox.limits import Limits
+from k15core.sandbox.submission import Submission, as_submission
 from k15core.types import RunResult
 
 if TYPE_CHECKING:
@@ -23,19 +24,8 @@ _T = TypeVar("_T")
 
 SPAWNER = Path(__file__).parents[1] / "_bin" / "k15-spawner"
 """The program that slots are made of; it comes with the package."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """A source to run, as `Sandbox.run` takes it."""
-
-    source: str
-    language: str
-    arguments: Sequence[str] = ()
-    stdin: bytes = b""
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    fetch: Sequence[str] = ()
-    limits: Limits | None = None
+DAEMON = SPAWNER.with_name("k15-sandboxd")
+"""The daemon, which comes with the package too."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +161,7 @@ class Sandbox:
 
         A job is a `Submission` or a mapping of its fields.
         """
-        submissions = [_as_dict(_submission(job)) for job in jobs]
+        submissions = [_as_dict(as_submission(job)) for job in jobs]
         return [RunResult(**result) for result in self._pool.run_many(submissions)]
 
     async def run_async(
@@ -289,21 +279,7 @@ class Sandbox:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _submission(job: Submission | Mapping[str, Any]) -> Submission:
-    if isinstance(job, Submission):
-        return job
-    try:
-        return Submission(**job)
-    except TypeError as error:
-        message = f"jobs: {error}: expected the fields of k15core.sandbox.Submission"
-        raise InvalidInputError(message) from error
-
-
 def _as_dict(submission: Submission) -> dict[str, object]:
-    for name in ("source", "language"):
-        value = getattr(submission, name)
-        if not isinstance(value, str):
-            raise InvalidInputError(f"{name} = {value!r}: expected a string")
     return {
         "source": submission.source,
         "language": submission.language,

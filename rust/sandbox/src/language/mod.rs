@@ -5,7 +5,7 @@ mod all;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Limits, Result};
 pub use all::{Languages, Ready};
@@ -45,7 +45,7 @@ pub struct Language {
 }
 
 /// Limits of which only some are given.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields are those of Limits, times in seconds")]
 pub struct LimitChanges {

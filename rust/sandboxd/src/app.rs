@@ -1,0 +1,97 @@
+//! The daemon's parts together.
+
+use std::sync::Arc;
+
+use k15_sandbox::{Cancel, Outcome, Sandbox, Steps, Submission};
+
+use crate::config::{self, Config};
+use crate::metrics::Metrics;
+use crate::queue::{Queue, Refused};
+
+/// Why the daemon cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] k15_sandbox::Error),
+    /// The operating system.
+    #[error("cannot {step}: {source}")]
+    System {
+        /// What was tried.
+        step: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// What handlers work with.
+pub struct App {
+    /// The settings.
+    pub config: Config,
+    /// What callers must know.
+    pub token: Option<String>,
+    /// Where programs run.
+    pub sandbox: Arc<Sandbox>,
+    /// Who runs next.
+    pub queue: Queue,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Why a submission has no outcome.
+#[derive(Debug)]
+pub enum Fault {
+    /// It was not run.
+    Refused(Refused),
+    /// It makes no sense, or the sandbox cannot run it.
+    Sandbox(k15_sandbox::Error),
+}
+
+impl App {
+    /// Opens the sandbox.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] says what is wrong with the settings or the host.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        let token = config.token()?;
+        let sandbox = Arc::new(Sandbox::open(&config.options()?)?);
+        let (most, start_within) = (config.queue.most_waiting, config.start_within());
+        let queue = Queue::new(config.sandbox.slots, most, start_within)
+            .map_err(|source| Error::System { step: "start threads".into(), source })?;
+        Ok(Self { config, token, sandbox, queue, metrics: Metrics::new() })
+    }
+
+    /// Runs a submission for `client`, when its turn comes. Dropping this ends the run.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`].
+    pub async fn run(&self, client: &str, mut submission: Submission) -> Result<Steps, Fault> {
+        let cancel = Arc::new(Cancel::new().map_err(Fault::Sandbox)?);
+        submission.cancel = Some(Arc::clone(&cancel));
+        let language = submission.language.clone();
+        let sandbox = Arc::clone(&self.sandbox);
+        let work = move || sandbox.run_steps(&submission);
+        let done = self.queue.run(client, cancel, work).await.map_err(|refused| {
+            self.metrics.rejected(match refused {
+                Refused::Busy(_) => "busy",
+                Refused::Stopping => "stopping",
+                Refused::Broken => "broken",
+            });
+            Fault::Refused(refused)
+        })?;
+        self.metrics.waited(done.waited.as_secs_f64());
+        let steps = done.result.map_err(Fault::Sandbox)?;
+        self.metrics.ran(&language, &outcome(&steps));
+        Ok(steps)
+    }
+}
+
+/// The outcome of the whole.
+pub fn outcome(steps: &Steps) -> Outcome {
+    steps.clone().into_outcome()
+}

@@ -1,0 +1,56 @@
+//! Answers.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::Caller;
+use crate::app::Fault;
+use crate::log;
+use crate::queue::Refused;
+
+/// What is wrong, in a sentence.
+pub fn fault(status: StatusCode, message: &str) -> Response {
+    (status, Json(json!({"error": {"message": message}}))).into_response()
+}
+
+/// Why a submission has no outcome. `invalid` answers one that makes no sense.
+pub fn of_fault(
+    caller: &Caller,
+    fault_: &Fault,
+    invalid: impl FnOnce(String) -> Response,
+) -> Response {
+    use k15_sandbox::Error;
+    match fault_ {
+        Fault::Refused(Refused::Busy(after)) => {
+            let message = "all slots are busy for longer than a request is held: try again";
+            let mut response = fault(StatusCode::GATEWAY_TIMEOUT, message);
+            let seconds = after.as_secs_f64().ceil().clamp(1.0, 3600.0);
+            if let Ok(value) = HeaderValue::from_str(&format!("{seconds:.0}")) {
+                response.headers_mut().insert(RETRY_AFTER, value);
+            }
+            response
+        }
+        Fault::Refused(Refused::Stopping) | Fault::Sandbox(Error::Closed(_)) => {
+            fault(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping")
+        }
+        Fault::Refused(Refused::Broken) => broken(caller, "a thread panicked"),
+        Fault::Sandbox(error @ (Error::InvalidInput { .. } | Error::Unenforceable { .. })) => {
+            invalid(error.to_string())
+        }
+        Fault::Sandbox(error) => broken(caller, &error.to_string()),
+    }
+}
+
+/// The daemon's own fault: the caller learns its number, the log what it was.
+fn broken(caller: &Caller, what: &str) -> Response {
+    log::write("fault", json!({"id": caller.request_id, "message": what}));
+    fault(StatusCode::INTERNAL_SERVER_ERROR, &own_fault(caller))
+}
+
+/// What a caller is told of a fault that is not its own.
+pub fn own_fault(caller: &Caller) -> String {
+    format!("the sandbox failed; the daemon's log says more under {}", caller.request_id)
+}

@@ -1,0 +1,225 @@
+//! `POST /run_code`: SandboxFusion's contract, so that its clients need not change.
+//!
+//! A time-out or a code other than 0 is `Failed`; `SandboxError` is the sandbox's own fault only. Limits that
+//! its server does not have (processes, disk) are the daemon's defaults. Where its server would run on
+//! while it drops output beyond a megabyte, runs here end when they have written 64 times as much.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Extension, Request, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use k15_sandbox::language::LimitChanges;
+use k15_sandbox::{Limits, Outcome, Steps, Submission, Verdict};
+use serde::Serialize;
+
+use super::fusion_request::{Faults, RunCode};
+use super::{Caller, answer, body, run};
+use crate::app::App;
+
+/// What is kept of each output, as its server does.
+const OUTPUT_BYTES: usize = 1 << 20;
+
+/// The answer.
+#[derive(Default, Serialize)]
+struct RunCodeAnswer {
+    status: &'static str,
+    message: String,
+    compile_result: Option<Command>,
+    run_result: Option<Command>,
+    executor_pod_name: Option<String>,
+    files: BTreeMap<String, String>,
+}
+
+/// What became of one command.
+#[derive(Serialize)]
+struct Command {
+    status: &'static str,
+    execution_time: Option<f64>,
+    return_code: Option<i32>,
+    stdout: Option<String>,
+    stderr: Option<String>,
+}
+
+/// Runs it.
+pub async fn run_code(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Response {
+    let asked = match body::read(&app, request).await {
+        Ok(bytes) => RunCode::parse(&bytes),
+        Err(response) => return response,
+    };
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(faults) => return faults.into_response(),
+    };
+    let mut reply = RunCodeAnswer { status: "Success", ..RunCodeAnswer::default() };
+    reply.executor_pod_name.clone_from(&app.config.pod_name);
+    if let Some(missing) = missing(&app, asked.language) {
+        (reply.status, reply.message) = ("SandboxError", missing);
+        return Json(reply).into_response();
+    }
+    let submission = submission(asked);
+    let most = &app.config.sandbox.most;
+    for changes in [&submission.limits, &submission.compile_limits] {
+        if let Err(error) = run::within(changes, most) {
+            return Faults::of_value(&error.to_string()).into_response();
+        }
+    }
+    match app.run(&caller.client, submission).await {
+        Ok(steps) => {
+            fill(&mut reply, &caller, steps);
+            Json(reply).into_response()
+        }
+        Err(fault) => {
+            answer::of_fault(&caller, &fault, |message| Faults::of_value(&message).into_response())
+        }
+    }
+}
+
+/// Why a language of its enum cannot be run here.
+fn missing(app: &App, language: &str) -> Option<String> {
+    match app.sandbox.languages().get(language) {
+        None => Some(format!("{language:?} is not among this daemon's languages")),
+        Some(missing) if missing.is_empty() => None,
+        Some(missing) => Some(missing.clone()),
+    }
+}
+
+fn submission(asked: RunCode) -> Submission {
+    // Below a millisecond nothing can be held; a program that is given none is out of time.
+    let seconds = |asked: f64| asked.max(0.001);
+    let limits = |timeout: f64| LimitChanges {
+        wall_seconds: Some(seconds(timeout)),
+        // The clock is the only limit of its server: all processors may be busy until then.
+        cpu_seconds: Some((seconds(timeout) * processors() + 1.0).min(86_400.0)),
+        memory_bytes: u64::try_from(asked.memory_limit_mb)
+            .ok()
+            .filter(|megabytes| *megabytes > 0)
+            .map(|megabytes| (megabytes << 20).max(2 * Limits::MEMORY_BESIDE_FILES)),
+        ..LimitChanges::default()
+    };
+    let output_bytes = Some(64 * OUTPUT_BYTES as u64);
+    Submission {
+        limits: LimitChanges { output_bytes, ..limits(asked.run_timeout) },
+        // What a compiler takes is not the program's.
+        compile_limits: LimitChanges { memory_bytes: None, ..limits(asked.compile_timeout) },
+        source: asked.code,
+        language: asked.language.to_owned(),
+        arguments: asked.args,
+        stdin: asked.stdin.unwrap_or_default().into_bytes(),
+        files: asked.files,
+        fetch: asked.fetch_files,
+        cancel: None,
+    }
+}
+
+fn processors() -> f64 {
+    std::thread::available_parallelism()
+        .map_or(1.0, |n| u32::try_from(n.get()).map_or(1.0, f64::from))
+}
+
+fn fill(reply: &mut RunCodeAnswer, caller: &Caller, mut steps: Steps) {
+    if let Some(run) = &mut steps.run {
+        let files = std::mem::take(&mut run.files);
+        reply.files = files.iter().map(|(path, c)| (path.clone(), STANDARD.encode(c))).collect();
+    }
+    let ended: Vec<&Outcome> = [&steps.compile, &steps.run].into_iter().flatten().collect();
+    if let Some(broken) = ended.iter().find(|outcome| outcome.verdict == Verdict::SandboxError) {
+        (reply.status, reply.message) = ("SandboxError", run::message(caller, broken));
+    } else if ended.iter().any(|outcome| outcome.verdict != Verdict::Ok) || steps.run.is_none() {
+        reply.status = "Failed";
+    }
+    reply.compile_result = steps.compile.map(|outcome| command(caller, outcome));
+    reply.run_result = steps.run.map(|outcome| command(caller, outcome));
+}
+
+fn command(caller: &Caller, outcome: Outcome) -> Command {
+    let (status, return_code) = match outcome.verdict {
+        Verdict::SandboxError => ("Error", None),
+        Verdict::WallLimit | Verdict::CpuLimit => ("TimeLimitExceeded", None),
+        _ => ("Finished", outcome.exit_code.or(outcome.signal.map(|signal| -signal))),
+    };
+    if outcome.verdict == Verdict::SandboxError {
+        let stderr = Some(answer::own_fault(caller));
+        return Command { status, execution_time: None, return_code, stdout: None, stderr };
+    }
+    Command {
+        status,
+        execution_time: Some(Duration::as_secs_f64(&outcome.wall_time)),
+        return_code,
+        stdout: Some(text(outcome.stdout)),
+        stderr: Some(text(outcome.stderr)),
+    }
+}
+
+/// The first megabyte, as text.
+fn text(mut bytes: Vec<u8>) -> String {
+    bytes.truncate(OUTPUT_BYTES);
+    match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(verdict: Verdict, exit_code: Option<i32>, signal: Option<i32>) -> Outcome {
+        Outcome { verdict, exit_code, signal, ..Outcome::sandbox_error("/home/of/ours") }
+    }
+
+    fn reply(compile: Option<Outcome>, run: Option<Outcome>) -> RunCodeAnswer {
+        let caller = Caller { client: String::new(), request_id: "r".into() };
+        let mut reply = RunCodeAnswer { status: "Success", ..RunCodeAnswer::default() };
+        fill(&mut reply, &caller, Steps { compile, run });
+        reply
+    }
+
+    #[test]
+    fn each_ending_has_its_status() {
+        let ok = || Some(ended(Verdict::Ok, Some(0), None));
+        assert_eq!(reply(None, ok()).status, "Success");
+        assert_eq!(reply(ok(), ok()).status, "Success");
+        let cases = [
+            (ended(Verdict::NonzeroExit, Some(3), None), "Finished", Some(3)),
+            (ended(Verdict::Signalled, None, Some(11)), "Finished", Some(-11)),
+            (ended(Verdict::MemoryLimit, None, Some(9)), "Finished", Some(-9)),
+            (ended(Verdict::OutputLimit, None, Some(9)), "Finished", Some(-9)),
+            (ended(Verdict::WallLimit, None, Some(9)), "TimeLimitExceeded", None),
+            (ended(Verdict::CpuLimit, None, Some(9)), "TimeLimitExceeded", None),
+        ];
+        for (outcome, status, code) in cases {
+            let name = outcome.verdict.name();
+            let failed = reply(None, Some(outcome));
+            let run = failed.run_result.unwrap();
+            assert_eq!(
+                (failed.status, run.status, run.return_code),
+                ("Failed", status, code),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_compilers_failure_leaves_no_run() {
+        let failed = reply(Some(ended(Verdict::NonzeroExit, Some(1), None)), None);
+        assert_eq!(failed.status, "Failed");
+        assert_eq!(failed.compile_result.unwrap().return_code, Some(1));
+        assert!(failed.run_result.is_none());
+    }
+
+    #[test]
+    fn the_sandboxs_own_fault_tells_nothing_of_the_host() {
+        let broken = reply(None, Some(Outcome::sandbox_error("cannot start /home/of/ours")));
+        assert_eq!(broken.status, "SandboxError");
+        assert!(!serde_json::to_string(&broken).unwrap().contains("/home"));
+    }
+}

@@ -1,0 +1,148 @@
+//! `POST /v1/run`: one source, with everything that the sandbox can be asked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{Extension, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::{Json, body::Bytes};
+use k15_sandbox::language::LimitChanges;
+use k15_sandbox::{Error, Outcome, Submission, Verdict};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::data::Data;
+use super::{Caller, answer, body};
+use crate::app::App;
+use crate::log;
+
+/// The request.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunRequest {
+    source: String,
+    language: String,
+    #[serde(default)]
+    arguments: Vec<String>,
+    #[serde(default)]
+    stdin: Data,
+    #[serde(default)]
+    files: BTreeMap<String, Data>,
+    #[serde(default)]
+    fetch: Vec<String>,
+    #[serde(default)]
+    limits: LimitChanges,
+    #[serde(default)]
+    compile_limits: LimitChanges,
+}
+
+/// The answer: the fields of `k15core.types.RunResult`.
+#[derive(Serialize)]
+struct RunAnswer {
+    verdict: &'static str,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    stdout: Data,
+    stderr: Data,
+    truncated: bool,
+    cpu_seconds: f64,
+    wall_seconds: f64,
+    peak_memory: u64,
+    files: BTreeMap<String, Data>,
+    refused_files: BTreeMap<String, String>,
+    message: String,
+}
+
+/// Runs it.
+pub async fn run(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Response {
+    let bytes = match body::read(&app, request).await {
+        Ok(bytes) => bytes,
+        Err(response) => return response,
+    };
+    let submission = match submission(&app, &bytes) {
+        Ok(submission) => submission,
+        Err(message) => return answer::fault(StatusCode::BAD_REQUEST, &message),
+    };
+    drop(bytes);
+    match app.run(&caller.client, submission).await {
+        Ok(steps) => Json(answer_of(&caller, steps.into_outcome())).into_response(),
+        Err(fault) => answer::of_fault(&caller, &fault, |message| {
+            answer::fault(StatusCode::BAD_REQUEST, &message)
+        }),
+    }
+}
+
+fn submission(app: &App, bytes: &Bytes) -> Result<Submission, String> {
+    let request: RunRequest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    for changes in [&request.limits, &request.compile_limits] {
+        within(changes, &app.config.sandbox.most).map_err(|error| error.to_string())?;
+    }
+    Ok(Submission {
+        source: request.source,
+        language: request.language,
+        arguments: request.arguments,
+        stdin: request.stdin.0,
+        files: request.files.into_iter().map(|(path, data)| (path, data.0)).collect(),
+        fetch: request.fetch,
+        limits: request.limits,
+        compile_limits: request.compile_limits,
+        cancel: None,
+    })
+}
+
+fn answer_of(caller: &Caller, outcome: Outcome) -> RunAnswer {
+    RunAnswer {
+        verdict: outcome.verdict.name(),
+        exit_code: outcome.exit_code,
+        signal: outcome.signal,
+        message: message(caller, &outcome),
+        stdout: Data(outcome.stdout),
+        stderr: Data(outcome.stderr),
+        truncated: outcome.truncated,
+        cpu_seconds: outcome.cpu_time.as_secs_f64(),
+        wall_seconds: outcome.wall_time.as_secs_f64(),
+        peak_memory: outcome.peak_memory,
+        files: outcome.files.into_iter().map(|(path, content)| (path, Data(content))).collect(),
+        refused_files: outcome.refused,
+    }
+}
+
+/// What an outcome says of itself. The sandbox's own faults name paths of this machine: they are for the log.
+pub fn message(caller: &Caller, outcome: &Outcome) -> String {
+    if outcome.verdict != Verdict::SandboxError {
+        return outcome.message.clone();
+    }
+    log::write("fault", json!({"id": caller.request_id, "message": outcome.message}));
+    answer::own_fault(caller)
+}
+
+/// Refuses limits beyond the most that a request can ask for.
+pub fn within(changes: &LimitChanges, most: &LimitChanges) -> Result<(), Error> {
+    #[expect(clippy::cast_precision_loss, reason = "compared with what a user wrote")]
+    let count = |value: Option<u64>| value.map(|value| value as f64);
+    for (field, asked, most) in [
+        ("cpu_seconds", changes.cpu_seconds, most.cpu_seconds),
+        ("wall_seconds", changes.wall_seconds, most.wall_seconds),
+        ("memory_bytes", count(changes.memory_bytes), count(most.memory_bytes)),
+        ("processes", count(changes.processes), count(most.processes)),
+        ("disk_bytes", count(changes.disk_bytes), count(most.disk_bytes)),
+        ("disk_files", count(changes.disk_files), count(most.disk_files)),
+        ("output_bytes", count(changes.output_bytes), count(most.output_bytes)),
+        ("open_files", count(changes.open_files), count(most.open_files)),
+        ("stack_bytes", count(changes.stack_bytes), count(most.stack_bytes)),
+        ("cpus", changes.cpus, most.cpus),
+    ] {
+        if let (Some(asked), Some(most)) = (asked, most)
+            && asked > most
+        {
+            let expected = format!("at most {most}, this daemon's `sandbox.most`");
+            return Err(Error::invalid(field, asked, expected));
+        }
+    }
+    Ok(())
+}
