@@ -21,6 +21,7 @@ CLAIMS = [
     "sandbox_direct",
     "sandbox_crun",
     "sandbox_warm",
+    "sandboxd_http",
     "loop_train",
 ]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""

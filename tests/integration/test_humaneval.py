@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from daemons import client_of, daemon
 from multipl_e import SHARED
 from sandboxes import RUNNERS, need
 
-from k15core.sandbox import Limits, Sandbox, Submission
+from k15core.sandbox import Client, Limits, Sandbox, Submission
 
 PROBLEMS = SHARED / "humaneval" / "humaneval-python.jsonl"
 LIMITS = Limits(wall_seconds=60, cpu_seconds=30)
@@ -22,15 +23,21 @@ def problems() -> list[dict[str, str]]:
     return [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=RUNNERS)
-def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+@pytest.fixture(scope="module", params=[*RUNNERS, "daemon"])
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox | Client]:
+    if request.param == "daemon":
+        with daemon("--slots", "4") as running, client_of(running) as client:
+            yield client
+        return
     need(request.param)
     with Sandbox(runner=request.param, slots=4) as sandbox:
         yield sandbox
 
 
 @pytest.mark.parametrize("right", [True, False], ids=["canonical", "wrong"])
-def test_solutions_have_the_verdicts_that_they_deserve(sandbox: Sandbox, right: bool) -> None:
+def test_solutions_have_the_verdicts_that_they_deserve(
+    sandbox: Sandbox | Client, right: bool
+) -> None:
     every = problems()
     assert len(every) == 164
     jobs = []
