@@ -9,10 +9,14 @@
 
 mod app;
 mod config;
+#[cfg(test)]
+mod config_tests;
 mod http;
 mod log;
 mod metrics;
 mod queue;
+#[cfg(test)]
+mod queue_tests;
 mod server;
 
 use std::path::PathBuf;
