@@ -1,6 +1,7 @@
-"""A TransferQueue backend of bench/transfer_queue.py; arguments: backend, put or get, a directory.
+"""A TransferQueue backend of bench/transfer_queue.py; arguments: backend, a directory.
 
-Answers each input line with the seconds that one call took, of a round of put, get and clear.
+Answers each input line with the seconds that one call took: of a put, then of the get of the
+same rows, and so on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import k15core.integrations.transfer_queue  # noqa: F401 (registers the backend)
 ROWS, TOKENS = 512, 8192
 
 
-def main(backend: str, what: str, directory: str) -> None:
+def main(backend: str, directory: str) -> None:
     # Ray and TransferQueue log to stdout, which is for answers here.
     answers, sys.stdout = sys.stdout, sys.stderr
     # For the processes of the cluster.
@@ -47,15 +48,17 @@ def main(backend: str, what: str, directory: str) -> None:
     tokens = torch.randint(0, 150_000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
     fields = TensorDict({"input_ids": tokens}, batch_size=ROWS)
     for turn, _ in enumerate(sys.stdin):
-        keys = [f"{turn}_{row}" for row in range(ROWS)]
+        keys = [f"{turn // 2}_{row}" for row in range(ROWS)]
         start = time.perf_counter()
-        tq.kv_batch_put(keys=keys, partition_id="bench", fields=fields, tags=[{} for _ in keys])
-        middle = time.perf_counter()
-        found = tq.kv_batch_get(keys=keys, partition_id="bench")
-        end = time.perf_counter()
-        assert torch.equal(list(found["input_ids"])[-1], tokens[-1])
-        tq.kv_clear(keys=keys, partition_id="bench")
-        print(middle - start if what == "put" else end - middle, file=answers, flush=True)
+        if turn % 2 == 0:
+            tq.kv_batch_put(keys=keys, partition_id="bench", fields=fields, tags=[{} for _ in keys])
+            seconds = time.perf_counter() - start
+        else:
+            found = tq.kv_batch_get(keys=keys, partition_id="bench")
+            seconds = time.perf_counter() - start
+            assert torch.equal(list(found["input_ids"])[-1], tokens[-1])
+            tq.kv_clear(keys=keys, partition_id="bench")
+        print(seconds, file=answers, flush=True)
     tq.close()
     ray.shutdown()
 

@@ -18,6 +18,11 @@ use memmap2::MmapMut;
 /// Shorter pieces are not streamed: their ends share cache lines with their neighbours.
 const LEAST_STREAMED: usize = 1 << 10;
 
+/// How far ahead of what is copied into a [streamed](Pages::stream) array memory is fetched. A processor
+/// does so by itself, but not beyond a page, and each piece of a batch is a page or two; the pieces of a
+/// record of the log lie one behind the other.
+const FETCHED_AHEAD: usize = 4 << 10;
+
 /// What is shorter may well be read before it has left the caches.
 const LEAST_STREAMED_RECORD: usize = 4 << 10;
 
@@ -74,7 +79,7 @@ impl<T: Pod> Pages<T> {
         let streams = self.streams && size_of_val(piece) >= LEAST_STREAMED;
         let to = &mut self.written()[at..at + piece.len()];
         if streams {
-            stream(bytemuck::cast_slice_mut(to), bytemuck::cast_slice(piece));
+            stream::<FETCHED_AHEAD>(bytemuck::cast_slice_mut(to), bytemuck::cast_slice(piece));
         } else {
             to.copy_from_slice(piece);
         }
@@ -86,7 +91,11 @@ impl<T: Pod> Pages<T> {
         if self.streams && count * size_of::<T>() >= LEAST_STREAMED {
             let pattern = [number; PATTERN];
             let pieces = (0..count).step_by(PATTERN);
-            pieces.for_each(|i| self.put(at + i, &pattern[..PATTERN.min(count - i)]));
+            for i in pieces {
+                let piece = &pattern[..PATTERN.min(count - i)];
+                let to = &mut self.written()[at + i..at + i + piece.len()];
+                stream::<0>(bytemuck::cast_slice_mut(to), bytemuck::cast_slice(piece));
+            }
         } else {
             self.written()[at..at + count].fill(number);
         }
@@ -125,7 +134,7 @@ pub(crate) fn copy_parts(to: &mut [u8], parts: &[&[u8]]) {
     for part in parts {
         let (to, behind) = rest.split_at_mut(part.len());
         if streams {
-            stream(to, part)
+            stream::<0>(to, part)
         } else {
             to.copy_from_slice(part)
         }
@@ -136,10 +145,13 @@ pub(crate) fn copy_parts(to: &mut [u8], parts: &[&[u8]]) {
     }
 }
 
-/// Copies past the caches, whole cache lines of `to` at a time; both are of one length.
+/// Copies past the caches, whole cache lines of `to` at a time; both are of one length. What lies AHEAD
+/// bytes behind what is read is fetched meanwhile, whatever it is.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-fn stream(to: &mut [u8], from: &[u8]) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
+    use std::arch::x86_64::{
+        __m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_stream_si128,
+    };
     const LINE: usize = 64;
     const WIDTH: usize = size_of::<__m128i>();
     let head = to.as_ptr().align_offset(LINE).min(to.len());
@@ -149,6 +161,11 @@ fn stream(to: &mut [u8], from: &[u8]) {
     let (to, to_tail) = to.as_chunks_mut::<LINE>();
     let (from, from_tail) = from.as_chunks::<LINE>();
     for (to, from) in to.iter_mut().zip(from) {
+        if AHEAD > 0 {
+            let later = from.as_ptr().wrapping_add(AHEAD);
+            // SAFETY: a hint, which reads nothing: any address will do.
+            unsafe { _mm_prefetch(later.cast(), _MM_HINT_T0) };
+        }
         for at in (0..LINE).step_by(WIDTH) {
             // SAFETY: `at + WIDTH <= LINE`, so both addresses are those of WIDTH bytes inside arrays of LINE
             // bytes, one ours to read, one ours to write. `to` is aligned to WIDTH: the head ends at a line,
@@ -164,7 +181,7 @@ fn stream(to: &mut [u8], from: &[u8]) {
 }
 
 #[cfg(any(not(target_arch = "x86_64"), miri))]
-fn stream(to: &mut [u8], from: &[u8]) {
+fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
     to.copy_from_slice(from);
 }
 

@@ -9,6 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
+use super::ids::IdMap;
 use super::space::WhenFull;
 
 /// Where a group lies.
@@ -28,6 +29,10 @@ pub(super) struct Shelves {
     /// Ids of groups that can be sampled.
     pub(super) ready: BTreeSet<u64>,
     by_version: BTreeSet<(u32, u64)>,
+    /// The same as pairs of id and version in one piece, and where each is: what draws from all of them walks
+    /// through memory, where a tree's leaves lie anywhere.
+    all: Vec<(u64, u32)>,
+    places: IdMap<usize>,
     /// Kept where something is evicted at all.
     idle: BTreeSet<(u32, u64)>,
 }
@@ -41,6 +46,10 @@ impl Shelves {
         match from {
             Shelf::None => false,
             Shelf::Ready { oldest } => {
+                if let Some(place) = self.places.remove(&id) {
+                    self.all.swap_remove(place);
+                    self.places.extend(self.all.get(place).map(|(moved, _)| (*moved, place)));
+                }
                 self.ready.remove(&id) && self.by_version.remove(&(oldest, id))
             }
             Shelf::Idle { age } => self.idle.remove(&(age, id)),
@@ -48,16 +57,17 @@ impl Shelves {
         match to {
             Shelf::None => false,
             Shelf::Ready { oldest } => {
+                self.places.insert(id, self.all.len());
+                self.all.push((id, oldest));
                 self.ready.insert(id) && self.by_version.insert((oldest, id))
             }
             Shelf::Idle { age } => self.idle.insert((age, id)),
         };
     }
 
-    /// Groups that can be sampled and of which no token is older than `floor`, in the order of their
-    /// versions.
+    /// Groups that can be sampled and of which no token is older than `floor`, in no order.
     pub(super) fn fresh(&self, floor: u32) -> impl Iterator<Item = u64> {
-        self.by_version.range((floor, 0)..).map(|(_, id)| *id)
+        self.all.iter().filter(move |(_, oldest)| *oldest >= floor).map(|(id, _)| *id)
     }
 
     /// The same in the order of their ids. Takes time for those that are asked for and for each version.
