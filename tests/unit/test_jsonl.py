@@ -70,6 +70,14 @@ def test_fields_as_they_are_named_by_default(model: Path, write) -> None:
         task.demonstrations("sft", 0, 1)
 
 
+def test_an_answer_that_is_an_object_is_its_json(model: Path, write) -> None:
+    answer = {"cases": [{"stdin": "é", "stdout": "2"}]}
+    task = make_task(
+        "jsonl", path=write([{"prompt": "?", "answer": answer}]), model=model, held_out_share=0
+    )
+    assert json.loads(task.prompts[0].answer) == answer
+
+
 def test_gsm8k_with_template_and_chat(model: Path) -> None:
     rows = [json.loads(line) for line in GSM8K.read_text().splitlines()]
     task = JsonlTask(

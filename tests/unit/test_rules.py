@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from k15core.errors import InvalidInputError
 from k15core.rewards import make_reward
-from k15core.rewards.extract import last_boxed, last_number, to_number
+from k15core.rewards.extract import last_boxed, last_code_block, last_number, to_number
 from k15core.types import Prompt
 
 HERE = Path(__file__).parents[1] / "data"
@@ -75,6 +75,23 @@ def test_a_written_number_is_found(number: Decimal, before: str) -> None:
 )
 def test_last_boxed(text: str, boxed: str | None) -> None:
     assert last_boxed(text) == boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("print(1)", "print(1)"),
+        ("so:\n```python\nx = 1\nprint(x)\n```\nthat", "x = 1\nprint(x)"),
+        ("```\na\n```\n~~~ c\nb\n~~~", "b"),
+        ("````\n```\ninner\n```\n````", "```\ninner\n```"),
+        ("```\na\n```\n```\nb", None),
+        ("```\na\n~~~\nb\n```", "a\n~~~\nb"),
+        ("```a``` is no fence", "```a``` is no fence"),
+        ("```\n```", ""),
+    ],
+)
+def test_last_code_block(text: str, code: str | None) -> None:
+    assert last_code_block(text) == code
 
 
 nested = st.recursive(

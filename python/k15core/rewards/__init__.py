@@ -17,6 +17,7 @@ REWARDS = {
     "number": "k15core.rewards.rule:NumberReward",
     "boxed": "k15core.rewards.rule:BoxedReward",
     "math": "k15core.rewards.math:MathReward",
+    "code": "k15core.rewards.code:CodeReward",
 }
 
 

@@ -1,4 +1,4 @@
-r"""Finds the answer in a response: the last number, the last `\boxed{…}`."""
+r"""Finds the answer in a response: the last number, `\boxed{…}` or block of code."""
 
 from __future__ import annotations
 
@@ -59,3 +59,27 @@ def _group(text: str, start: int) -> str | None:
                 return text[start + 1 : at]
         at += 1
     return None
+
+
+_FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})(.*)$")
+
+
+def last_code_block(text: str) -> str | None:
+    """The last fenced block of a text (CommonMark 4.5), without its fences.
+
+    All of a text that has no fences; None if its last block is never closed.
+    """
+    found: str | None = text
+    fence = ""
+    block: list[str] = []
+    for line in text.split("\n"):
+        match = _FENCE.match(line)
+        if fence:
+            closes = match and match[1].startswith(fence) and not match[2].strip()
+            if closes:
+                found, fence = "\n".join(block), ""
+            else:
+                block.append(line)
+        elif match and "`" not in match[2]:
+            fence, block, found = match[1], [], None
+    return found

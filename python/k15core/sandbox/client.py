@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -67,6 +68,7 @@ class Client:
             headers["X-K15-Client"] = name
         self._url = url
         self._connections = Connections(url, headers, timeout=timeout)
+        weakref.finalize(self, self._connections.close)
         self._patience = patience
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="k15-client")
 

@@ -30,6 +30,7 @@ class Record:
 class Fields:
     """Which fields of a line hold what, and how answer and response are cut out of theirs.
 
+    An answer that is an object or a list counts as its JSON text.
     `answer_pattern` is searched in the answer field, its last match counts, and its first group
     (the whole match where it has none) is the answer. What matches `response_remove` is cut from
     the response. A line may lack tags and difficulty, nothing else; one without a difficulty has
@@ -80,7 +81,10 @@ class Fields:
     def _answer(self, row: Mapping[str, Any]) -> str:
         value = row.get(self.answer)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        answer = str(value) if number else _text(row, self.answer)
+        if isinstance(value, dict | list):
+            answer = json.dumps(value, ensure_ascii=False)
+        else:
+            answer = str(value) if number else _text(row, self.answer)
         if self.answer_pattern is None:
             return answer
         found = list(self.answer_pattern.finditer(answer))
