@@ -499,6 +499,24 @@ class Store:
         version is less than `version` minus this have a `loss_mask` of 0.
         """
 
+    def candidates(
+        self, *, max_staleness: int, version: int, columns: Sequence[str] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Groups that `sample` could take now: their ids [n], ascending, and their tokens [n].
+
+        Tokens count prompts. For whoever chooses by other rules, or over several stores; a
+        SharedStore does not have it.
+        """
+
+    def take(
+        self, group_ids: Sequence[int], *, columns: Sequence[str] | None = None
+    ) -> PackedBatch:
+        """`sample` for groups that were chosen, in their order, whatever their staleness.
+
+        Those that cannot be sampled, or not any more, are passed over. A SharedStore does not have
+        it.
+        """
+
     def mark(self, version: int) -> int:
         """Name the present point, and the policy version that a run restarted here goes on with.
 
@@ -507,6 +525,9 @@ class Store:
         in the log as long as a kept mark lies before it, so a mark frees what died before its
         predecessor; a store that was never marked frees at once.
         """
+
+    def marks(self) -> dict[int, int]:
+        """The marks that can be returned to, the oldest first: policy versions by id."""
 
     def rewind(self, mark: int) -> None:
         """Return to a mark as to what training has consumed: later uses and removals are undone.

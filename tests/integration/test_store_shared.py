@@ -30,7 +30,7 @@ from k15core.errors import (
 )
 from k15core.types import Lease
 
-VERSION = 4
+VERSION = 5
 FRAME = 64
 
 

@@ -14,6 +14,7 @@ mod sandbox;
 mod store;
 mod store_answers;
 mod store_arguments;
+mod store_choice;
 mod store_place;
 mod store_sampling;
 mod store_server;

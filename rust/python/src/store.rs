@@ -13,6 +13,7 @@ use crate::argument::{self, Column, column, natural, text};
 use crate::error::{CoreError, Result};
 use crate::store_answers;
 use crate::store_arguments::{Prompt, split, split_values};
+use crate::store_choice::{self, Candidates};
 use crate::store_place::Place;
 use crate::store_sampling::{self, PromptWeights};
 use crate::store_server::StoreServer;
@@ -300,9 +301,45 @@ impl Store {
         store_sampling::sample(py, &self.place, &self.pool, &wanted)
     }
 
+    #[pyo3(signature = (*, max_staleness, version, columns=None))]
+    fn candidates<'py>(
+        &self,
+        py: Python<'py>,
+        max_staleness: &Bound<'py, PyAny>,
+        version: &Bound<'py, PyAny>,
+        columns: Option<Vec<String>>,
+    ) -> PyResult<Candidates<'py>> {
+        let columns = columns.as_ref().map(|names| names.iter().map(String::as_str).collect());
+        let columns: Option<Vec<&str>> = columns;
+        let versions = (natural("version", version)?, natural("max_staleness", max_staleness)?);
+        store_choice::candidates(py, &self.place, versions, columns.as_deref())
+    }
+
+    #[pyo3(signature = (group_ids, *, columns=None))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments from Python")]
+    fn take<'py>(
+        &self,
+        py: Python<'py>,
+        group_ids: Vec<Bound<'py, PyAny>>,
+        columns: Option<Vec<String>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let ids: Result<Vec<u64>> = group_ids.iter().map(|id| natural("group_id", id)).collect();
+        let columns = columns.as_ref().map(|names| names.iter().map(String::as_str).collect());
+        let columns: Option<Vec<&str>> = columns;
+        store_choice::take(py, &self.place, &self.pool, &ids?, columns.as_deref())
+    }
+
     fn mark(&self, py: Python<'_>, version: &Bound<'_, PyAny>) -> Result<u64> {
         let version = natural("version", version)?;
         self.place.freeing(py, |store| store.mark(version))
+    }
+
+    fn marks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let marks = PyDict::new(py);
+        for (id, version) in self.place.with(py, |store| store.marks())? {
+            marks.set_item(id, version)?;
+        }
+        Ok(marks)
     }
 
     fn rewind(&self, py: Python<'_>, mark: &Bound<'_, PyAny>) -> Result<()> {

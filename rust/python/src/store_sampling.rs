@@ -3,10 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use k15_core::Error;
+use k15_core::pack::Packed;
 use k15_core::store::{Sample, Weights};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyMapping, PyTuple, PyType};
+use pyo3::types::{PyDict, PyMapping, PyTuple, PyType};
 
 use crate::argument::{column, column_if, refused};
 use crate::error::CoreError;
@@ -67,23 +68,32 @@ pub fn sample<'py>(
     pool: &Mutex<Pool>,
     wanted: &Sample<'_>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    static BATCH: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    let class = BATCH.import(py, "k15core.types", "PackedBatch")?;
-    let fields = match place {
+    match place {
         Place::Here(store) => {
-            let buffers = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let held = &buffers;
-            py.detach(|| {
-                let mut batch = held.lock().unwrap_or_else(PoisonError::into_inner);
-                store.freeing(|store| Ok(store.sample(wanted, &mut batch)?))
-            })
-            .map_err(CoreError::from)?;
-            views::arrays(py, buffers)?
+            packed(py, pool, |batch| store.freeing(|store| Ok(store.sample(wanted, batch)?)))
         }
         Place::Served(client) => {
             let batch = py.detach(|| client.with(|store| store.sample(wanted)));
-            views::shared_arrays(py, batch.map_err(CoreError::from)?)?
+            build(py, &views::shared_arrays(py, batch.map_err(CoreError::from)?)?)
         }
-    };
-    class.call((), Some(&fields))
+    }
+}
+
+/// A `PackedBatch` over memory of the pool, into which `pack` packs.
+pub fn packed<'py>(
+    py: Python<'py>,
+    pool: &Mutex<Pool>,
+    pack: impl FnOnce(&mut Packed) -> k15_shared::Result<()> + Send,
+) -> PyResult<Bound<'py, PyAny>> {
+    let buffers = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let held = &buffers;
+    py.detach(|| pack(&mut held.lock().unwrap_or_else(PoisonError::into_inner)))
+        .map_err(CoreError::from)?;
+    build(py, &views::arrays(py, buffers)?)
+}
+
+fn build<'py>(py: Python<'py>, fields: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyAny>> {
+    static BATCH: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let class = BATCH.import(py, "k15core.types", "PackedBatch")?;
+    class.call((), Some(fields))
 }

@@ -80,6 +80,8 @@ pub trait Calls {
     fn group(&mut self, group_id: u64) -> Result<GroupView>;
     /// [`Store::trajectory`]
     fn trajectory(&mut self, trajectory_id: u64) -> Result<TrajectoryView>;
+    /// [`Store::marks`]
+    fn marks(&mut self) -> Result<Vec<(u64, u32)>>;
     /// [`Store::leases`]
     fn leases(&mut self) -> Result<Vec<(u64, u64, f64)>>;
     /// [`Store::stats`]
@@ -184,6 +186,10 @@ impl Calls for Store {
 
     fn trajectory(&mut self, trajectory_id: u64) -> Result<TrajectoryView> {
         Ok(Self::trajectory(self, trajectory_id)?)
+    }
+
+    fn marks(&mut self) -> Result<Vec<(u64, u32)>> {
+        Ok(Self::marks(self))
     }
 
     fn leases(&mut self) -> Result<Vec<(u64, u64, f64)>> {

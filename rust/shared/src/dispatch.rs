@@ -145,6 +145,10 @@ fn ask(op: Op, mut from: Reader<'_>, client: &Client<'_>, packed: &mut Packed) -
             Answer::Number(store.with(|store| Calls::dtype_of(store, name))? as u64)
         }
         Op::SetColumn => set_column(from, store)?,
+        Op::Marks => {
+            let marks = store.with(Calls::marks)?;
+            Answer::Ids(marks.into_iter().flat_map(|(id, version)| [id, version.into()]).collect())
+        }
         Op::Leases => Answer::Ids(wire::flat_leases(&store.with(Calls::leases)?)),
     })
 }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// The version of the protocol. Another one is told so and refused.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes of a frame.
 pub const SIZE: usize = 64;
 /// Blocks of shared memory that a connection may have at a time.
@@ -60,10 +60,11 @@ pub enum Op {
     DtypeOf,
     SetColumn,
     Leases,
+    Marks,
 }
 
 impl Op {
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 26] = [
         Self::Hello,
         Self::Fetch,
         Self::Flush,
@@ -89,6 +90,7 @@ impl Op {
         Self::DtypeOf,
         Self::SetColumn,
         Self::Leases,
+        Self::Marks,
     ];
 
     /// The operation of a code.

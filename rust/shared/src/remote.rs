@@ -179,6 +179,10 @@ impl Calls for Connection {
         wire::trajectory(&mut self.call(Op::Trajectory, &|sink| sink.word(trajectory_id))?)
     }
 
+    fn marks(&mut self) -> Result<Vec<(u64, u32)>> {
+        wire::marks(&mut self.call(Op::Marks, &|_| {})?)
+    }
+
     fn leases(&mut self) -> Result<Vec<(u64, u64, f64)>> {
         wire::held_leases(&mut self.call(Op::Leases, &|_| {})?)
     }

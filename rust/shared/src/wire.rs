@@ -98,6 +98,19 @@ pub fn leases(reader: &mut Reader<'_>) -> Result<Vec<Lease>> {
     (0..n).map(lease).collect()
 }
 
+/// Marks, two words each.
+pub fn marks(reader: &mut Reader<'_>) -> Result<Vec<(u64, u32)>> {
+    let mark = |&[id, version]: &[u64; 2]| {
+        let version = u32::try_from(version);
+        Ok((id, version.map_err(|_| Error::Malformed("a version that is none"))?))
+    };
+    let (marks, rest) = reader.array::<u64>()?.as_chunks::<2>();
+    if !rest.is_empty() {
+        return Err(Error::Malformed("counts of another number"));
+    }
+    marks.iter().map(mark).collect()
+}
+
 /// Who holds what, three words a lease.
 pub fn flat_leases(held: &[(u64, u64, f64)]) -> Vec<u64> {
     held.iter().flat_map(|&(id, epoch, deadline)| [id, epoch, deadline.to_bits()]).collect()

@@ -21,6 +21,11 @@ impl Store {
         Ok(id)
     }
 
+    /// The marks that can be returned to, the oldest first: id and policy version.
+    pub fn marks(&self) -> Vec<(u64, u32)> {
+        self.index.base.marks.iter().map(|mark| (mark.id, mark.version)).collect()
+    }
+
     /// Return to a mark as to what training has consumed: uses, drops and evictions after it are
     /// undone. Acknowledged work that is valid under the mark's version stays: groups, tokens,
     /// finishes and scores of that version or an older one. What belongs to later versions, whose

@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 
 mod base;
+mod choice;
 mod column;
 mod disk;
 mod event;

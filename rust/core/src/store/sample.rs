@@ -181,17 +181,17 @@ impl Store {
         Ok(keys)
     }
 
-    fn has_column(&self, group: &Group, column: u16) -> bool {
+    pub(super) fn has_column(&self, group: &Group, column: u16) -> bool {
         let mut members = group.members().filter_map(|id| self.index.trajectories.get(&id));
         members.all(|trajectory| trajectory.covered(column) == trajectory.length)
     }
 
-    fn tokens_in(&self, group: &Group) -> usize {
+    pub(super) fn tokens_in(&self, group: &Group) -> usize {
         let members = group.members().filter_map(|id| self.index.trajectories.get(&id));
         members.map(|t| group.prompt_length as usize + t.length as usize).sum()
     }
 
-    fn pack(
+    pub(super) fn pack(
         &self,
         groups: &[u64],
         columns: &[u16],

@@ -133,7 +133,7 @@ impl Snapshot {
             files: files.collect(),
             spares: self.spares,
             kinds: self.kinds.clone(),
-            marks: base.marks.iter().map(|mark| (mark.id, mark.version)).collect(),
+            marks: self.store.marks(),
             columns: (0..)
                 .zip(&base.columns)
                 .map(|(number, column)| {

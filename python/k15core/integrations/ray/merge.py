@@ -1,0 +1,99 @@
+"""Over several shards: which groups are taken, and their batches as one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from k15core._core import uniforms
+from k15core.errors import InvalidInputError
+from k15core.integrations.packed import groups_of
+from k15core.types import PackedBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+#: The most tokens of a batch: `cu_seqlens` is int32.
+MOST_TOKENS = 2**31 - 1
+
+
+def choose(
+    ids: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    *,
+    groups: int | None,
+    budget: int | None,
+    strategy: str,
+    seed: int,
+) -> list[int]:
+    """Of candidates [n] of all shards those that one store with the same ids would take."""
+    if groups is None and budget is None:
+        raise InvalidInputError("groups, tokens = none: expected at least one of the two")
+    if strategy == "fifo":
+        order = np.argsort(ids)
+    elif strategy == "uniform":
+        order = np.lexsort((ids, uniforms(seed, ids, np.zeros(len(ids), np.int64))))
+    else:
+        raise InvalidInputError(f"strategy = {strategy!r}: expected fifo or uniform over shards")
+    order = order[:groups]
+    most = MOST_TOKENS if budget is None else min(budget, MOST_TOKENS)
+    # The first group that does not fit ends the batch: passing it over would favour short ones.
+    n = int(np.searchsorted(np.cumsum(tokens[order]), most, side="right"))
+    if n == 0 and len(order):
+        raise InvalidInputError(
+            f"tokens = {most}: expected at least {tokens[order[0]]}, the tokens of group "
+            f"{ids[order[0]]}, which is next"
+        )
+    return [int(each) for each in ids[order[:n]]]
+
+
+def join(batches: Sequence[PackedBatch], order: Sequence[int]) -> PackedBatch:
+    """The groups of several batches as one, in this order of their ids; one alone is not copied."""
+    if len(batches) == 1:
+        return batches[0]
+    place = {
+        int(batch.group_ids[rows.start]): (batch, rows)
+        for batch in batches
+        for rows in groups_of(batch)
+    }
+    parts = [place[each] for each in order if each in place]
+
+    def entries(name: str) -> NDArray[Any]:
+        none = getattr(batches[0], name)[:0]
+        return np.concatenate([none, *(getattr(batch, name)[rows] for batch, rows in parts)])
+
+    def packed(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Of the arrays of tokens of each batch what belongs to the groups, in their order."""
+        of = {id(batch): array for batch, array in zip(batches, values, strict=True)}
+        pieces = [values[0][:0]]
+        for batch, rows in parts:
+            first, end = batch.cu_seqlens[rows.start], batch.cu_seqlens[rows.stop]
+            pieces.append(of[id(batch)][first:end])
+        return np.concatenate(pieces)
+
+    def tokens(name: str) -> NDArray[Any]:
+        return packed([getattr(batch, name) for batch in batches])
+
+    lengths = [np.diff(batch.cu_seqlens)[rows] for batch, rows in parts]
+    lengths_B = np.concatenate([np.zeros(0, np.int32), *lengths])
+    return PackedBatch(
+        input_ids=tokens("input_ids"),
+        position_ids=tokens("position_ids"),
+        cu_seqlens=np.concatenate(([0], np.cumsum(lengths_B))).astype(np.int32),
+        max_seqlen=int(lengths_B.max(initial=0)),
+        loss_mask=tokens("loss_mask"),
+        rollout_log_probs=tokens("rollout_log_probs"),
+        versions=tokens("versions"),
+        rewards=entries("rewards"),
+        group_ids=entries("group_ids"),
+        trajectory_ids=entries("trajectory_ids"),
+        prompt_ids=entries("prompt_ids"),
+        prompt_lengths=entries("prompt_lengths"),
+        finish_reasons=entries("finish_reasons"),
+        columns={
+            name: packed([batch.columns[name] for batch in batches]) for name in batches[0].columns
+        },
+    )
