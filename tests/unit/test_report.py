@@ -73,7 +73,16 @@ def test_a_recorded_run_has_every_section(tmp_path: Path) -> None:
         str(value)[1:] for name, value in page.attributes if name == "href" and "#" in str(value)
     }
     assert links == ids
-    assert ids >= {"learning", "responses", "partial", "repeats", "time", "optimisation", "recipe"}
+    assert ids >= {
+        "learning",
+        "responses",
+        "partial",
+        "store",
+        "repeats",
+        "time",
+        "optimisation",
+        "recipe",
+    }
     for words in (
         "Pass rate and response length",
         "length reward on",
@@ -87,6 +96,31 @@ def test_a_recorded_run_has_every_section(tmp_path: Path) -> None:
         "standard error",
     ):
         assert words in page.words, words
+
+
+def test_the_store_is_told_by_its_histograms(tmp_path: Path) -> None:
+    """Counts are added up over the run; stragglers share the last bar."""
+    lines = [line for line in lines_of(RUN) if line["kind"] != "iteration"]
+    for i, stale in ((1, {"0": 6, "1": 2}), (2, {"0": 1, "1": 1}), (3, {"30": 1, "40": 1})):
+        segments = {"1": 3, "2": 1}
+        lines.append(
+            {"kind": "iteration", "iteration": i, "seconds": 1.0, "segments_histogram": segments}
+            | {"staleness_histogram": stale}
+            | {"length_histogram": {"edges": [0, 5, 10, 15], "counts": [1, 3, 0]}}
+        )
+    page_of(tmp_path, lines)
+    text = (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    for title in (
+        "0 to 5 tokens: 3, 25 %",
+        "5 to 10 tokens: 9, 75 %",
+        "1 segments: 9, 75 %",
+        "2 segments: 3, 25 %",
+        "0 versions behind: 7, 58 %",
+        "1 versions behind: 3, 25 %",
+        "11 to 40 versions behind: 2, 17 %",
+    ):
+        assert f"<title>{title}</title>" in text, title
+    assert "10 to 15 tokens" not in text
 
 
 def test_the_headline_is_the_summary(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def _describe(batch: PackedBatch, version: int, parts: Parts) -> dict[str, Any]:
         "length_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
+        "staleness_histogram": {str(n): count for n, count in sorted(Counter(staleness).items())},
         "segments_histogram": {str(n): count for n, count in sorted(segments.items())},
         "success_by_difficulty": {
             f"{difficulty:g}": float(np.mean(right))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from k15core.errors import StorageError
-from k15core.report import plots, plots_system, texts
+from k15core.report import plots, plots_store, plots_system, texts
 from k15core.report.metrics import METRICS_FILE, Metrics, read_metrics
 from k15core.report.schema import number
 from k15core.report.story import limits, story
@@ -134,6 +134,7 @@ def context(metrics: Metrics) -> dict[str, object]:
         "learning": True,
         "responses": values["answers"] or values["during"],
         "partial": any(figures[n].wide for n in ("segments", "staleness", "tokens")),
+        "store": any(figures[n].wide for n in _STORED),
         "repeats": True,
         "time": phases,
         "optimisation": any(figures[n].wide for n in ("gradient", "kl", "sft")),
@@ -143,6 +144,7 @@ def context(metrics: Metrics) -> dict[str, object]:
         "learning": "What it learned",
         "responses": "Responses",
         "partial": "Partial rollouts",
+        "store": "The store",
         "repeats": "Repetition",
         "time": "Time",
         "optimisation": "Optimisation",
@@ -150,6 +152,10 @@ def context(metrics: Metrics) -> dict[str, object]:
     }
     values["chapters"] = [(anchor, names[anchor]) for anchor, shown in there.items() if shown]
     return values
+
+
+# The figures of the chapter on the store.
+_STORED = ("stored_lengths", "stored_staleness", "stored_segments")
 
 
 def _plots(metrics: Metrics) -> dict[str, Plot]:
@@ -168,6 +174,9 @@ def _plots(metrics: Metrics) -> dict[str, Plot]:
         "segments": half(plots_system.segments),
         "tokens": half(plots_system.tokens),
         "staleness": half(plots_system.staleness),
+        "stored_lengths": half(plots_store.lengths),
+        "stored_staleness": half(plots_store.staleness),
+        "stored_segments": half(plots_store.segments),
         "throughput": line("tokens_per_second", "tokens a second", "three"),
         "repeats": plot(lambda width: plots_system.repeats(metrics, width), FULL),
         "gradient": line("gradient_norm", "norm", "one"),

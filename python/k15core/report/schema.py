@@ -30,6 +30,7 @@ SHAPES: dict[str, type] = {
     "length_histogram": dict,
     "stopped_by": dict,
     "segments_histogram": dict,
+    "staleness_histogram": dict,
     "success_by_difficulty": dict,
     "phase_seconds": dict,
     "by_difficulty": dict,
