@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 from log_reader import crc32c, flip, log_files, records
+from store_writer import OPTIONS
 
 from k15core import Prompt, Store
 from k15core._core import StoreReader, StoreWatcher
 from k15core.errors import CapacityError, ConflictError, CorruptionError, InvalidInputError
 
-WRITER = Path(__file__).parents[1] / "store_writer.py"
-DEADLINE = 600.0
+HERE = Path(__file__).parents[1]
+DEADLINE = 200.0
 
 
 def facts(found: dict[str, Any]) -> dict[str, int]:
@@ -152,16 +153,17 @@ def test_one_that_was_left_behind_starts_over(tmp_path: Path) -> None:
 
 def test_while_a_process_writes_and_after_it_was_killed(tmp_path: Path) -> None:
     directory = tmp_path / "store"
-    writer = subprocess.Popen(
-        [sys.executable, str(WRITER), str(directory), "3", "never"], stdout=subprocess.DEVNULL
-    )
+    program = f"from store_writer import write; write({str(directory)!r}, '3', 'never')"
+    writer = subprocess.Popen([sys.executable, "-c", program], cwd=HERE, stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + DEADLINE
         while not list(directory.glob("*.log")):
+            assert writer.poll() is None
             assert time.monotonic() < end
         watcher = StoreWatcher(directory)
         looks, news, last = 0, 0, None
         while looks < 30 or news < 10:
+            assert writer.poll() is None
             assert time.monotonic() < end, (looks, news)
             try:
                 found = watcher.look()
@@ -176,7 +178,7 @@ def test_while_a_process_writes_and_after_it_was_killed(tmp_path: Path) -> None:
     found = watcher.look()
     assert found == watcher.look()
     # What the opener finds, and goes on with.
-    with Store(directory, capacity_bytes=256 << 20, file_bytes=1 << 20, sync="never") as store:
+    with Store(directory, sync="never", **OPTIONS) as store:
         assert facts(watcher.look()) == stats(store)
         store.drop_groups(store.pending_groups(1)[:1])
         assert facts(watcher.look()) == stats(store)
