@@ -15,6 +15,9 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 use memmap2::MmapMut;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Shorter pieces are not streamed: their ends share cache lines with their neighbours.
 const LEAST_STREAMED: usize = 1 << 10;
 
@@ -87,18 +90,16 @@ impl<T: Pod> Pages<T> {
 
     /// Puts `count` times the same number at `at`.
     pub(crate) fn put_same(&mut self, at: usize, count: usize, number: T) {
-        const PATTERN: usize = LEAST_STREAMED;
-        if self.streams && count * size_of::<T>() >= LEAST_STREAMED {
-            let pattern = [number; PATTERN];
-            let pieces = (0..count).step_by(PATTERN);
-            for i in pieces {
-                let piece = &pattern[..PATTERN.min(count - i)];
-                let to = &mut self.written()[at + i..at + i + piece.len()];
-                stream::<0>(bytemuck::cast_slice_mut(to), bytemuck::cast_slice(piece));
+        let streams = self.streams && count * size_of::<T>() >= LEAST_STREAMED;
+        let to = &mut self.written()[at..at + count];
+        if streams {
+            // Of as many numbers as a line has bytes there are at least a line's bytes.
+            let numbers = [number; LINE];
+            if let Some(line) = bytemuck::cast_slice(&numbers).first_chunk() {
+                return stream_same(bytemuck::cast_slice_mut(to), line);
             }
-        } else {
-            self.written()[at..at + count].fill(number);
         }
+        to.fill(number);
     }
 
     fn written(&mut self) -> &mut [T] {
@@ -152,7 +153,6 @@ fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
     use std::arch::x86_64::{
         __m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_stream_si128,
     };
-    const LINE: usize = 64;
     const WIDTH: usize = size_of::<__m128i>();
     let head = to.as_ptr().align_offset(LINE).min(to.len());
     let (to_head, to) = to.split_at_mut(head);
@@ -183,6 +183,35 @@ fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
 #[cfg(any(not(target_arch = "x86_64"), miri))]
 fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
     to.copy_from_slice(from);
+}
+
+/// Puts `line` past the caches again and again. `to` begins, and a line of it too, where one of the numbers
+/// does of which the line is made, all the same.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+fn stream_same(to: &mut [u8], line: &[u8; LINE]) {
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    let head = to.as_ptr().align_offset(LINE).min(to.len());
+    let (to_head, to) = to.split_at_mut(head);
+    to_head.copy_from_slice(&line[..head]);
+    let (to, to_tail) = to.as_chunks_mut::<LINE>();
+    for to in to {
+        for at in (0..LINE).step_by(size_of::<__m128i>()) {
+            // SAFETY: as in `stream`: both addresses are those of 16 bytes inside arrays of LINE bytes, `to` is
+            // aligned to lines, and nobody reads it before the fence.
+            unsafe {
+                let piece = _mm_loadu_si128(line.as_ptr().add(at).cast());
+                _mm_stream_si128(to.as_mut_ptr().add(at).cast(), piece);
+            }
+        }
+    }
+    to_tail.copy_from_slice(&line[..to_tail.len()]);
+}
+
+#[cfg(any(not(target_arch = "x86_64"), miri))]
+fn stream_same(to: &mut [u8], line: &[u8; LINE]) {
+    for to in to.chunks_mut(LINE) {
+        to.copy_from_slice(&line[..to.len()]);
+    }
 }
 
 fn fence() {
@@ -223,6 +252,20 @@ mod tests {
             wanted[at..at + length].copy_from_slice(&numbers[..length]);
             wanted[at + length..at + length + 9000].fill(5);
             assert_eq!(*pages, wanted, "{length} at {at}");
+        }
+    }
+
+    #[test]
+    fn the_same_number_is_whole_wherever_it_begins() {
+        for (at, count) in [(0, 1000), (1, 256), (3, 259), (17, 4099), (2, 255), (5, 0)] {
+            let mut pages = Pages::<u32>::default();
+            pages.make_room(5000).unwrap();
+            pages.stream();
+            pages.put_same(at, count, 0x0102_0304);
+            pages.settle();
+            let mut wanted = vec![0; pages.len()];
+            wanted[at..at + count].fill(0x0102_0304);
+            assert_eq!(*pages, wanted, "{count} from {at}");
         }
     }
 
