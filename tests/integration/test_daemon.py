@@ -373,6 +373,85 @@ def test_whatever_is_sent_it_is_not_the_daemons_fault(running: Daemon) -> None:
     assert running.ask("GET", "/ready")[0] == 200
 
 
+def batch(running: Daemon, cases: list[object], **fields: object) -> list[dict[str, Any]]:
+    """The lines of an answer of /v1/batch."""
+    source = "import sys; a, b = input().split(); print(int(a) + int(b), *sys.argv[1:])"
+    submission = {"source": source, "language": "python"}
+    body = {"submission": submission, "cases": cases} | fields
+    status, found = running.ask("POST", "/v1/batch", body)
+    assert status == 200, found
+    lines = [found] if isinstance(found, dict) else map(json.loads, found.splitlines())
+    return list(lines)
+
+
+def test_one_source_with_many_cases(running: Daemon) -> None:
+    cases: list[object] = [{"stdin": f"{i} {i}", "expected": f"{2 * i}"} for i in range(20)]
+    cases[7] = {"stdin": "1 1", "expected": "3"}
+    cases[9] = {"stdin": "one", "expected": "3"}
+    cases[11] = {"stdin": "1 2", "arguments": ["x"], "expected": "3 x"}
+    cases[13] = {"stdin": "1 2"}
+    *lines, total = batch(running, cases)
+    assert total == {"done": True, "cases": 20, "run": 20, "passed": 18}
+    assert lines[0]["case"] == 0
+    assert sorted(line["case"] for line in lines) == list(range(20))
+    assert {line["case"] for line in lines if not line["passed"]} == {7, 9}
+    (failed,) = [line for line in lines if line["case"] == 9]
+    assert (failed["verdict"], failed["exit_code"], failed["stdout"]) == ("nonzero_exit", 1, "")
+    assert failed["cpu_seconds"] > 0
+
+
+def test_a_batch_can_stop_at_the_first_failure(running: Daemon) -> None:
+    cases: list[object] = [{"stdin": "1 1", "expected": "3"}] * 50
+    line, total = batch(running, cases, stop_at_first_failure=True)
+    assert (line["case"], line["passed"]) == (0, False)
+    assert total == {"done": True, "cases": 50, "run": 1, "passed": 0}
+    cases = [{"stdin": "1 1", "expected": "2"}] * 5 + cases
+    total = batch(running, cases, stop_at_first_failure=True)[-1]
+    assert 6 <= total["run"] <= 5 + 2, "those that ran beside it at most"
+
+
+def test_checkers_of_a_batch(running: Daemon) -> None:
+    cases: list[object] = [{"stdin": "1 1", "expected": "2.0000001"}]
+    for checker, passed in (
+        ({"kind": "tokens"}, 0),
+        ({"kind": "exact"}, 0),
+        ({"kind": "floats"}, 1),
+        ({"kind": "floats", "tolerance": 1e-9}, 0),
+    ):
+        assert batch(running, cases, checker=checker)[-1]["passed"] == passed
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"cases": [{}]}, "missing field `submission`"),
+        ({"submission": {"source": "", "language": "python"}, "cases": []}, "cases = []"),
+        ({"submission": {"source": "", "language": "x"}, "cases": [{}]}, 'language = "x"'),
+        ({"submission": {"source": "", "language": "python"}, "cases": [{}], "more": 1}, "`more`"),
+        ({"submission": {"source": "", "language": "python"}, "cases": [{"in": 1}]}, "`in`"),
+    ],
+)
+def test_a_batch_that_makes_no_sense(running: Daemon, body: object, message: str) -> None:
+    status, found = running.ask("POST", "/v1/batch", body)
+    assert status == 400
+    assert message in found["error"]["message"]
+
+
+def test_who_leaves_a_batch_ends_it(running: Daemon) -> None:
+    connection = running.connect()
+    source = "import sys, time\nif sys.stdin.read(): time.sleep(99)"
+    submission = {"source": source, "language": "python"}
+    cases = [{"stdin": ""}] + [{"stdin": "x"}] * 8
+    connection.request("POST", "/v1/batch", json.dumps({"submission": submission, "cases": cases}))
+    response = connection.getresponse()
+    assert json.loads(response.readline())["passed"]
+    running.wait_until_gauge('slots{state="busy"}', 2)
+    response.close()
+    connection.close()
+    running.wait_until_gauge('slots{state="busy"}', 0)
+    running.wait_until_gauge("waiting", 0)
+
+
 def test_paths_and_methods_that_are_not_there(running: Daemon) -> None:
     assert running.ask("GET", "/nothing")[0] == 404
     assert running.ask("GET", "/run_code")[0] == 405

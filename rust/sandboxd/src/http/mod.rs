@@ -2,7 +2,9 @@
 
 mod answer;
 mod auth;
+mod batch;
 mod body;
+mod checker;
 mod data;
 mod fusion;
 mod fusion_request;
@@ -43,6 +45,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/run_code", post(fusion::run_code))
         .route("/v1/ping", get(operate::ping))
         .route("/v1/run", post(run::run))
+        .route("/v1/batch", post(batch::batch))
         .route("/v1/languages", get(operate::languages))
         .route("/health", get(operate::health))
         .route("/ready", get(operate::ready))
@@ -96,8 +99,16 @@ fn log_request(caller: &Caller, method: &Method, path: &str, status: StatusCode,
 
 /// The route, so that what a caller makes up becomes neither a label nor a log line.
 fn matched(request: &Request) -> &'static str {
-    const PATHS: [&str; 7] =
-        ["/run_code", "/v1/ping", "/v1/run", "/v1/languages", "/health", "/ready", "/metrics"];
+    const PATHS: [&str; 8] = [
+        "/run_code",
+        "/v1/ping",
+        "/v1/run",
+        "/v1/batch",
+        "/v1/languages",
+        "/health",
+        "/ready",
+        "/metrics",
+    ];
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     PATHS.into_iter().find(|path| *path == route).unwrap_or("other")
 }

@@ -20,7 +20,7 @@ use crate::log;
 /// The request.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RunRequest {
+pub struct RunRequest {
     source: String,
     language: String,
     #[serde(default)]
@@ -39,7 +39,7 @@ struct RunRequest {
 
 /// The answer: the fields of `k15core.types.RunResult`.
 #[derive(Serialize)]
-struct RunAnswer {
+pub struct RunAnswer {
     verdict: &'static str,
     exit_code: Option<i32>,
     signal: Option<i32>,
@@ -70,7 +70,7 @@ pub async fn run(
     };
     drop(bytes);
     match app.run(&caller.client, submission).await {
-        Ok(steps) => Json(answer_of(&caller, steps.into_outcome())).into_response(),
+        Ok(steps) => Json(RunAnswer::new(&caller, steps.into_outcome())).into_response(),
         Err(fault) => answer::of_fault(&caller, &fault, |message| {
             answer::fault(StatusCode::BAD_REQUEST, &message)
         }),
@@ -79,36 +79,52 @@ pub async fn run(
 
 fn submission(app: &App, bytes: &Bytes) -> Result<Submission, String> {
     let request: RunRequest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    for changes in [&request.limits, &request.compile_limits] {
-        within(changes, &app.config.sandbox.most).map_err(|error| error.to_string())?;
-    }
-    Ok(Submission {
-        source: request.source,
-        language: request.language,
-        arguments: request.arguments,
-        stdin: request.stdin.0,
-        files: request.files.into_iter().map(|(path, data)| (path, data.0)).collect(),
-        fetch: request.fetch,
-        limits: request.limits,
-        compile_limits: request.compile_limits,
-        cancel: None,
-    })
+    request.into_submission(app)
 }
 
-fn answer_of(caller: &Caller, outcome: Outcome) -> RunAnswer {
-    RunAnswer {
-        verdict: outcome.verdict.name(),
-        exit_code: outcome.exit_code,
-        signal: outcome.signal,
-        message: message(caller, &outcome),
-        stdout: Data(outcome.stdout),
-        stderr: Data(outcome.stderr),
-        truncated: outcome.truncated,
-        cpu_seconds: outcome.cpu_time.as_secs_f64(),
-        wall_seconds: outcome.wall_time.as_secs_f64(),
-        peak_memory: outcome.peak_memory,
-        files: outcome.files.into_iter().map(|(path, content)| (path, Data(content))).collect(),
-        refused_files: outcome.refused,
+impl RunRequest {
+    /// What is run.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, in a sentence.
+    pub fn into_submission(self, app: &App) -> Result<Submission, String> {
+        for changes in [&self.limits, &self.compile_limits] {
+            within(changes, &app.config.sandbox.most).map_err(|error| error.to_string())?;
+        }
+        Ok(Submission {
+            source: self.source,
+            language: self.language,
+            arguments: self.arguments,
+            stdin: self.stdin.0,
+            files: self.files.into_iter().map(|(path, data)| (path, data.0)).collect(),
+            fetch: self.fetch,
+            limits: self.limits,
+            compile_limits: self.compile_limits,
+            cancel: None,
+        })
+    }
+}
+
+impl RunAnswer {
+    /// What became of a run.
+    pub fn new(caller: &Caller, outcome: Outcome) -> Self {
+        let message = message(caller, &outcome);
+        let files = outcome.files.into_iter().map(|(path, content)| (path, Data(content)));
+        Self {
+            verdict: outcome.verdict.name(),
+            exit_code: outcome.exit_code,
+            signal: outcome.signal,
+            stdout: Data(outcome.stdout),
+            stderr: Data(outcome.stderr),
+            truncated: outcome.truncated,
+            cpu_seconds: outcome.cpu_time.as_secs_f64(),
+            wall_seconds: outcome.wall_time.as_secs_f64(),
+            peak_memory: outcome.peak_memory,
+            files: files.collect(),
+            refused_files: outcome.refused,
+            message,
+        }
     }
 }
 

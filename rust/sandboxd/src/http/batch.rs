@@ -1,0 +1,213 @@
+//! `POST /v1/batch`: one source, compiled once, with many inputs; results as they come.
+//!
+//! The first case runs alone: it compiles, and a program that is wrong mostly fails at once. Then as many
+//! run at once as there are slots. Each takes its turn in the queue; once the first has started, the
+//! others wait for as long as it takes, since their caller sees results come.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
+use k15_sandbox::{Outcome, Submission, Verdict};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::checker::Checker;
+use super::data::Data;
+use super::run::{RunAnswer, RunRequest};
+use super::{Caller, answer, body};
+use crate::app::{App, Fault};
+use crate::queue::Refused;
+
+/// Before a case that was told to come later does.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The request: a source, and what is different from run to run.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchRequest {
+    /// As `/v1/run` takes it; a case's arguments come after its own.
+    submission: RunRequest,
+    cases: Vec<Case>,
+    #[serde(default)]
+    checker: Checker,
+    /// Whether no further case is started once one has failed.
+    #[serde(default)]
+    stop_at_first_failure: bool,
+}
+
+/// One input.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    #[serde(default)]
+    stdin: Data,
+    #[serde(default)]
+    arguments: Vec<String>,
+    /// What it must print; without it a verdict of `ok` passes.
+    expected: Option<Data>,
+}
+
+/// A line of the answer.
+#[derive(Serialize)]
+struct Line {
+    case: usize,
+    /// `None` where the sandbox failed: nothing is known.
+    passed: Option<bool>,
+    #[serde(flatten)]
+    result: RunAnswer,
+}
+
+/// The last line.
+#[derive(Serialize)]
+struct Total {
+    done: bool,
+    cases: usize,
+    run: usize,
+    passed: usize,
+}
+
+/// What all cases share.
+struct Batch {
+    app: Arc<App>,
+    caller: Caller,
+    submission: Submission,
+    cases: Vec<Case>,
+    checker: Checker,
+    stops: bool,
+}
+
+/// Runs them.
+pub async fn batch(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Response {
+    let bytes = match body::read(&app, request).await {
+        Ok(bytes) => bytes,
+        Err(response) => return response,
+    };
+    let batch = match read(app, caller, &bytes) {
+        Ok(batch) => Arc::new(batch),
+        Err(message) => return answer::fault(StatusCode::BAD_REQUEST, &message),
+    };
+    drop(bytes);
+    let first = match batch.run(0).await {
+        Ok(line) => line,
+        Err(fault) => {
+            return answer::of_fault(&batch.caller, &fault, |message| {
+                answer::fault(StatusCode::BAD_REQUEST, &message)
+            });
+        }
+    };
+    let (lines, taken) = mpsc::channel(16);
+    tokio::spawn(batch.go_on(first, lines));
+    let stream = unfold(taken, async |mut taken: mpsc::Receiver<Bytes>| {
+        let line = taken.recv().await?;
+        Some((Ok::<_, Infallible>(line), taken))
+    });
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
+}
+
+fn read(app: Arc<App>, caller: Caller, bytes: &Bytes) -> Result<Batch, String> {
+    let request: BatchRequest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if request.cases.is_empty() {
+        return Err("cases = []: expected at least one".into());
+    }
+    let submission = request.submission.into_submission(&app)?;
+    let (cases, checker, stops) = (request.cases, request.checker, request.stop_at_first_failure);
+    Ok(Batch { app, caller, submission, cases, checker, stops })
+}
+
+impl Batch {
+    async fn run(&self, number: usize) -> Result<Line, Fault> {
+        let case = self.cases.get(number).cloned().unwrap_or(Case {
+            stdin: Data::default(),
+            arguments: Vec::new(),
+            expected: None,
+        });
+        let mut submission = self.submission.clone();
+        if !case.stdin.0.is_empty() {
+            submission.stdin = case.stdin.0;
+        }
+        submission.arguments.extend(case.arguments);
+        let outcome = self.app.run(&self.caller.client, submission).await?.into_outcome();
+        let passed = self.passes(&outcome, case.expected.as_ref());
+        Ok(Line { case: number, passed, result: RunAnswer::new(&self.caller, outcome) })
+    }
+
+    fn passes(&self, outcome: &Outcome, expected: Option<&Data>) -> Option<bool> {
+        match outcome.verdict {
+            Verdict::SandboxError => None,
+            Verdict::Ok => {
+                Some(expected.is_none_or(|wanted| self.checker.passes(&outcome.stdout, &wanted.0)))
+            }
+            _ => Some(false),
+        }
+    }
+
+    /// A case after the first: it waits for its turn however long that takes.
+    async fn run_in_turn(self: Arc<Self>, number: usize) -> Line {
+        loop {
+            match self.run(number).await {
+                Ok(line) => return line,
+                Err(Fault::Refused(Refused::Busy(_))) => tokio::time::sleep(PAUSE).await,
+                Err(_) => {
+                    let outcome = Outcome::sandbox_error("the case was not run");
+                    let result = RunAnswer::new(&self.caller, outcome);
+                    return Line { case: number, passed: None, result };
+                }
+            }
+        }
+    }
+
+    /// Sends the first line and those of the other cases, until all are done or nobody listens.
+    async fn go_on(self: Arc<Self>, first: Line, lines: mpsc::Sender<Bytes>) {
+        let (mut run, mut passed, mut next) = (0, 0, 1);
+        let mut stopped = false;
+        // Dropping it ends what runs.
+        let mut running = JoinSet::new();
+        let mut line = first;
+        loop {
+            run += 1;
+            passed += usize::from(line.passed == Some(true));
+            stopped |= self.stops && line.passed != Some(true);
+            if lines.send(encode(&line)).await.is_err() {
+                return;
+            }
+            while !stopped
+                && next < self.cases.len()
+                && running.len() < self.app.config.sandbox.slots
+            {
+                running.spawn(Arc::clone(&self).run_in_turn(next));
+                next += 1;
+            }
+            if stopped {
+                break;
+            }
+            line = tokio::select! {
+                () = lines.closed() => return,
+                joined = running.join_next() => match joined {
+                    Some(Ok(line)) => line,
+                    _ => break,
+                },
+            };
+        }
+        let _ =
+            lines.send(encode(&Total { done: true, cases: self.cases.len(), run, passed })).await;
+    }
+}
+
+fn encode(line: &impl Serialize) -> Bytes {
+    // Maps with keys that are strings and numbers that are finite do not fail.
+    let mut text = serde_json::to_vec(line).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
