@@ -36,7 +36,7 @@ WAITING = 4
 """Rounds of the trainer in which a call for room did not return: it waits for some."""
 STANDSTILL = 5.0
 """A gap between two looks at the clock that is longer was no work: the process was stopped."""
-STUCK = 100_000
+STUCK = 10_000
 """Rounds of the trainer in which nothing was appended though there was nothing left to take."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -76,6 +77,43 @@ def test_space_is_used_again_for_ever(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= SMALL["capacity_bytes"]
     with Store(tmp_path, **SMALL) as store:
         assert store.trajectory(kept)["tokens"].tolist() == [*range(8), *range(8)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_full_store_can_always_be_made_less_full(seed: int) -> None:
+    """Whatever holds up its oldest files: samples, drops and marks are taken, and then data is."""
+    draws = random.Random(seed)
+    store = Store(capacity_bytes=64 << 14, file_bytes=1 << 14)
+    if seed % 2:
+        store.mark(0)
+    held: dict[int, tuple[int, int]] = {}
+    for _ in range(2500):
+        try:
+            if store.unfinished() < 24:
+                store.add_group(PROMPT, draws.randint(1, 3))
+            for lease in store.lease(4, now=0, duration=1e9):
+                held[lease.trajectory_id] = (lease.epoch, lease.response_length)
+            who = draws.choice(sorted(held)[:: draws.choice([1, 1, 5])])
+            epoch, length = held[who]
+            n = draws.choice([1, 10, 100, 600])
+            store.append(who, epoch, length, np.zeros(n, np.int32), np.zeros(n, np.float32), 0)
+            held[who] = (epoch, length + n)
+            if draws.random() < 0.1:
+                del held[who]
+                store.finish(who, epoch, "stop")
+                store.set_reward(who, 1)
+        except CapacityError:
+            if not len(store.sample(groups=draws.randint(1, 8), version=0, max_staleness=0)):
+                pending = store.pending_groups(1)
+                store.drop_groups(draws.sample(pending, min(4, len(pending))))
+                alive = {
+                    i for g in store.pending_groups(1) for i in store.group(g)["trajectory_ids"]
+                }
+                held = {who: it for who, it in held.items() if who in alive}
+            if seed % 2:
+                store.mark(0)
+    stats = store.stats()
+    assert stats["bytes_allocated"] <= stats["capacity_bytes"]
 
 
 def test_marks_keep_what_they_may_bring_back() -> None:

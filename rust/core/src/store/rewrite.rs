@@ -8,6 +8,8 @@
 //! count, so a crash in between changes nothing. Tokens of one version that came in small pieces
 //! come out in large ones.
 
+use std::collections::BTreeMap;
+
 use super::Store;
 use super::event::{self, APPEND_FIELDS};
 use super::group_event::{GroupEvent, MovedState};
@@ -19,42 +21,81 @@ use crate::error::Result;
 /// written, which bounds how many bytes are moved for a byte gained.
 const WORTH_FILES: (u64, u64) = (3, 2);
 
+/// Files that are left at any moment of moving.
+pub(super) const FILES_KEPT: u64 = 1;
+
 /// Less room than this at the end of a file is not filled with a piece of a run.
 const SMALLEST_PIECE: usize = 256;
 
 impl Store {
     /// Free the oldest file by moving what it still holds; false if less than one part in `share` of
     /// the log is garbage, or if it does not fit into what is left.
+    ///
+    /// Moving may take more files at first than it frees. Only what pays itself back is begun, and so
+    /// that a file stays for whoever wants to free more: a store whose last file is taken by what was
+    /// moved accepts nothing, not even a sample.
     pub(super) fn rewrite_oldest(&mut self, share: u64) -> Result<bool> {
         let Some(oldest) = self.log.files.front().filter(|_| self.log.files.len() > 1) else {
             return Ok(false);
         };
-        let (oldest, file_bytes) = (oldest.sequence, self.log.file_bytes as u64);
-        let written: u64 = self.log.files.iter().map(|file| file.end as u64).sum();
-        let garbage = written.saturating_sub(self.index.live.values().sum());
-        let worth = (file_bytes * WORTH_FILES.0 / WORTH_FILES.1).max(written / share);
-        if garbage < worth {
+        let oldest = oldest.sequence;
+        if !self.is_worth_rewriting(share) {
             return Ok(false);
         }
         let in_oldest = |group: &Group| group.bytes_in.iter().any(|(file, _)| *file == oldest);
         let groups = self.index.groups.iter().filter(|(_, group)| in_oldest(group));
         let groups: Vec<u64> = groups.map(|(id, _)| *id).collect();
-        // A file holds its base, and ends in front of a prompt or a piece that does not fit.
         let largest = self.log.largest_payload(self.index.base.encode().len());
-        let room = self.files_left() * (largest - SMALLEST_PIECE) as u64;
-        let mut bytes = 0;
         for id in &groups {
-            let head = self.moved_head(*id)?.len();
-            bytes += self.group_of(*id)?.bytes() + head as u64;
-            if bytes > room || head > largest {
+            if self.moved_head(*id)?.len() > largest {
                 return Ok(false);
             }
+        }
+        if self.files_to_rewrite() + FILES_KEPT > self.files_left() {
+            return Ok(false);
         }
         for id in groups {
             self.rewrite(id)?;
         }
         self.recycle()?;
         Ok(true)
+    }
+
+    /// Whether one part in `share` of the log is garbage.
+    pub(super) fn is_worth_rewriting(&self, share: u64) -> bool {
+        let file_bytes = self.log.file_bytes as u64;
+        let written: u64 = self.log.files.iter().map(|file| file.end as u64).sum();
+        let garbage = written.saturating_sub(self.index.live.values().sum());
+        garbage >= (file_bytes * WORTH_FILES.0 / WORTH_FILES.1).max(written / share)
+    }
+
+    /// How many files it takes to write groups again, those of the oldest file first, until the files
+    /// that this frees make up for it. Few, if groups lie in few files each; as many as everything
+    /// fills, if all groups have been growing since the oldest file.
+    pub(super) fn files_to_rewrite(&self) -> u64 {
+        let mut held_up: BTreeMap<u64, u64> = BTreeMap::new();
+        for group in self.index.groups.values() {
+            if let Some(oldest) = group.bytes_in.iter().map(|(file, _)| *file).min() {
+                *held_up.entry(oldest).or_default() += group.bytes();
+            }
+        }
+        let room = self.room_in_file();
+        let (mut taken, mut freed, mut most) = (0, 0, 0);
+        for file in &self.log.files {
+            taken += held_up.get(&file.sequence).unwrap_or(&0);
+            most = most.max(taken.saturating_sub(freed));
+            freed += room;
+            if freed >= taken {
+                break;
+            }
+        }
+        most.div_ceil(room)
+    }
+
+    /// What a file holds of data that is moved: not its base, nor the end that is too small.
+    fn room_in_file(&self) -> u64 {
+        let largest = self.log.largest_payload(self.index.base.encode().len());
+        largest.saturating_sub(SMALLEST_PIECE).max(1) as u64
     }
 
     pub(super) fn rewrite(&mut self, group_id: u64) -> Result<()> {

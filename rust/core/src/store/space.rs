@@ -1,6 +1,7 @@
 //! Room for the next record: where it comes from when the store is full.
 
 use super::record::Kind;
+use super::rewrite::FILES_KEPT;
 use super::{Store, Sync};
 use crate::error::{Error, Result};
 
@@ -40,23 +41,40 @@ const RESERVED_SHARE: u64 = 8;
 const RESERVED_FILES: u64 = 2;
 
 /// Moving what is in the way needs room itself. It begins when a quarter of the capacity is left and
-/// a quarter of the log is garbage; when data can have no more, an eighth is enough.
+/// a quarter of the log is garbage; an eighth is enough when data can have no more, and from half of
+/// the capacity on when it is the last call.
 const EARLY_SHARE: u64 = 4;
 const EARLY_WORTH: u64 = 4;
 const LATE_WORTH: u64 = 8;
 
+/// What a record is to a full store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// A new group, tokens, values: leaves the reserve alone.
+    Data,
+    /// Says something about data: leaves the last file to what frees space.
+    Word,
+    /// Frees space.
+    Freeing,
+}
+
 impl Store {
     /// Write a record of data: a new group or tokens. May find the store full.
     pub(super) fn write_data(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Result<()> {
-        self.write(kind, subject, parts, self.reserve())
+        self.write(kind, subject, parts, Need::Data)
     }
 
-    /// Write a record that says something about data. Has the reserve to itself.
+    /// Write a record that says something about data. Has the reserve to itself; its last file is for
+    /// what frees space.
     pub(super) fn write_control(&mut self, kind: Kind, subject: u64, part: &[u8]) -> Result<()> {
-        self.write(kind, subject, &[part], 0)
+        let need = match kind {
+            Kind::Claim | Kind::Finish | Kind::Reward => Need::Word,
+            _ => Need::Freeing,
+        };
+        self.write(kind, subject, &[part], need)
     }
 
-    fn write(&mut self, kind: Kind, subject: u64, parts: &[&[u8]], spared: u64) -> Result<()> {
+    fn write(&mut self, kind: Kind, subject: u64, parts: &[&[u8]], need: Need) -> Result<()> {
         self.check_usable()?;
         let payload = parts.iter().map(|part| part.len()).sum();
         let largest = self.log.largest_payload(self.index.base.encode().len());
@@ -71,29 +89,42 @@ impl Store {
             ));
         }
         if !self.log.fits(payload) {
-            self.make_room(spared)?;
+            self.make_room(need)?;
             self.open_next_file()?;
         }
         self.commit(kind, subject, parts)
     }
 
-    /// See to it that the next file can be opened and leave `spared` files of the capacity alone.
-    fn make_room(&mut self, spared: u64) -> Result<()> {
+    /// See to it that the next file can be opened, and that what is left then does for the rest.
+    fn make_room(&mut self, need: Need) -> Result<()> {
         loop {
             self.recycle()?;
-            let left = self.files_left();
-            if left > self.most_files() / EARLY_SHARE {
+            let (left, most) = (self.files_left(), self.most_files());
+            if left > most / 2 {
                 return Ok(());
             }
-            let worth = if left > self.reserve() { EARLY_WORTH } else { LATE_WORTH };
+            let reserve = self.reserve();
+            // A little later what holds up the oldest file would not fit into what is left any more, and
+            // a store that is mostly garbage could be full.
+            let last_call = left <= self.files_to_rewrite() + FILES_KEPT + 1;
+            if left > most / EARLY_SHARE && !last_call {
+                return Ok(());
+            }
+            let patient = left > reserve && !last_call;
+            let worth = if patient { EARLY_WORTH } else { LATE_WORTH };
             if self.rewrite_oldest(worth)? {
                 continue;
             }
+            let spared = match need {
+                Need::Data => reserve,
+                Need::Word => 1,
+                Need::Freeing => 0,
+            };
             if left > spared {
                 return Ok(());
             }
             // An eviction helps only if no mark keeps what it removes.
-            let evict = spared > 0 && self.index.base.marks.is_empty();
+            let evict = need == Need::Data && self.index.base.marks.is_empty();
             let evicted = if evict { self.evict_one()? } else { None };
             if evicted.is_none() {
                 return Err(self.full());
