@@ -56,13 +56,14 @@ impl Base {
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self> {
         let mut base =
             Self { boot: reader.bytes(16)?.try_into().unwrap_or_default(), ..Self::default() };
-        base.next_group = reader.u64()?;
-        base.next_trajectory = reader.u64()?;
-        base.next_epoch = reader.u64()?;
-        base.next_mark = reader.u64()?;
+        base.next_group = reader.count()?;
+        base.next_trajectory = reader.count()?;
+        base.next_epoch = reader.count()?;
+        base.next_mark = reader.count()?;
         base.version = reader.u32()?;
         for _ in 0..reader.u32()? {
-            let (id, next_group, next_trajectory) = (reader.u64()?, reader.u64()?, reader.u64()?);
+            let (id, next_group, next_trajectory) =
+                (reader.count()?, reader.count()?, reader.count()?);
             base.marks.push(Mark { id, version: reader.u32()?, next_group, next_trajectory });
         }
         if reader.is_at_end() {

@@ -162,7 +162,7 @@ impl<'a> Event<'a> {
                 let fields = reader.bytes(Self::fields(kind).unwrap_or(0))?;
                 return Self::decode_fields(kind, subject, fields, payload.len());
             }
-            Kind::Claim => Self::Claim { next_epoch: reader.u64()? },
+            Kind::Claim => Self::Claim { next_epoch: reader.count()? },
             Kind::Finish => {
                 let code = reader.u64()?;
                 let reason = u8::try_from(code).ok().and_then(FinishReason::from_code);
@@ -180,7 +180,7 @@ impl<'a> Event<'a> {
             Kind::Mark => Self::Mark { id: subject, version: reader.u32()? },
             Kind::Rewind if payload.is_empty() => Self::Rewind { mark: subject, next: None },
             Kind::Rewind => {
-                Self::Rewind { mark: subject, next: Some((reader.u64()?, reader.u64()?)) }
+                Self::Rewind { mark: subject, next: Some((reader.count()?, reader.count()?)) }
             }
             Kind::MovedEnd => Self::MovedEnd { group_id: subject },
             Kind::MovedAbort => Self::MovedAbort { trajectory_id: subject, under: reader.u32()? },

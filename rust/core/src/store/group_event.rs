@@ -2,7 +2,8 @@
 
 use super::event::{FinishReason, length};
 use super::record::Reader;
-use crate::error::Result;
+use super::write::MAX_MEMBERS;
+use crate::error::{Error, Result};
 
 /// The state of one member of a group that is written again.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,9 +78,12 @@ impl<'a> GroupEvent<'a> {
     }
 
     pub(super) fn decode(group_id: u64, moved: bool, reader: &mut Reader<'a>) -> Result<Self> {
-        let first_trajectory = reader.u64()?;
+        let first_trajectory = reader.count()?;
         let prompt_id = reader.u64()?.cast_signed();
         let (k, version) = (reader.u32()?, reader.u32()?);
+        if !(1..=MAX_MEMBERS).contains(&k) {
+            return Err(Error::Corruption(format!("its group has {k} responses")));
+        }
         let labelled = reader.u64()? != 0;
         let difficulty = f64::from_bits(reader.u64()?);
         let tags = reader.u32()?;
@@ -92,10 +96,10 @@ impl<'a> GroupEvent<'a> {
         let (mut uses, mut gone, mut members) = (Vec::new(), None, Vec::new());
         if moved {
             for _ in 0..reader.u32()? {
-                uses.push(reader.u64()?);
+                uses.push(reader.count()?);
             }
             let is_gone = reader.u8()? != 0;
-            let under = reader.u64()?;
+            let under = reader.count()?;
             gone = is_gone.then_some(under);
             for _ in 0..k {
                 let (reason, under) = (reader.u8()?, reader.u32()?);

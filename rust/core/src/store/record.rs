@@ -138,12 +138,9 @@ impl Header {
             return None;
         }
         let kind = Kind::ALL.into_iter().find(|&kind| kind as u8 == bytes[12])?;
-        Some(Self {
-            kind,
-            payload: u32_at(bytes, 8)? as usize,
-            number: u64_at(bytes, 16)?,
-            subject: u64_at(bytes, 24)?,
-        })
+        let (number, subject) = (u64_at(bytes, 16)?, u64_at(bytes, 24)?);
+        let payload = u32_at(bytes, 8)? as usize;
+        (number < COUNTS && subject < COUNTS).then_some(Self { kind, payload, number, subject })
     }
 }
 
@@ -154,6 +151,10 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
+
+/// Ids, marks and epochs stay below this however long a store lives. A larger one in a record whose
+/// checksum is right was written by something else, and what is added to it could overflow.
+pub(super) const COUNTS: u64 = 1 << 62;
 
 /// Reads the fields of a payload one after another.
 pub(super) struct Reader<'a> {
@@ -181,6 +182,11 @@ impl<'a> Reader<'a> {
 
     pub(super) fn u64(&mut self) -> Result<u64> {
         u64_at(self.bytes(8)?, 0).ok_or_else(short)
+    }
+
+    /// A number that counts up, or the id that one gave: there is always a next one.
+    pub(super) fn count(&mut self) -> Result<u64> {
+        self.u64().and_then(|count| if count < COUNTS { Ok(count) } else { Err(short()) })
     }
 
     pub(super) fn f32(&mut self) -> Result<f32> {
@@ -220,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_header_survives_and_every_flipped_bit_of_it_is_seen() {
-        let header = Header { kind: Kind::Append, payload: 1234, number: 77, subject: u64::MAX };
+        let header = Header { kind: Kind::Append, payload: 1234, number: 77, subject: COUNTS - 1 };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Some(header));
         for bit in (0..32).chain(64..256) {

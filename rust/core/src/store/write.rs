@@ -254,7 +254,7 @@ impl Store {
 
 /// The most responses of a group. Each takes memory as soon as the group is there, so a number that
 /// was meant for something else must not be believed.
-const MAX_MEMBERS: u32 = 1 << 16;
+pub(super) const MAX_MEMBERS: u32 = 1 << 16;
 
 /// The most tokens of a response: positions are int32.
 const MAX_RESPONSE: usize = 1 << 30;
