@@ -145,6 +145,11 @@ def test_it_answers_as_one_store(store: ShardedStore) -> None:
         assert store.groups_of_version(3) == one.groups_of_version(3)
         assert both.sample(groups=3, version=12, max_staleness=1) is not None
         assert both.sample(tokens=400, version=12, max_staleness=0) is not None
+        _, sizes = one.candidates(version=12, max_staleness=1)
+        for budget, groups in ((int(sizes[:2].sum()), 2), (int(sizes[2:4].sum()) - 1, 1)):
+            batch = both.sample(tokens=budget, version=12, max_staleness=1)
+            assert batch is not None
+            assert len(set(batch.group_ids.tolist())) == groups
         assert both.sample(tokens=1, version=12, max_staleness=9) is None
         assert both.sample(version=12, max_staleness=9) is None
         for seed in (1, 2):
