@@ -100,6 +100,11 @@ class RolloutSection(Section):
     order: Literal["oldest", "stalest", "longest"] = "oldest"
     over_provision: float = Field(0.0, ge=0)
     lease_seconds: float = Field(3600.0, gt=0)
+    max_versions: int | None = Field(None, ge=1)
+    """How many policy versions a trajectory may span; null is no bound."""
+    beyond_max_versions: Literal["finish", "drop", "mask"] = "finish"
+    """What happens to one that would span more: it ends where it is, with finish reason length; its
+    group is dropped; it goes on, and its old segments are masked in training."""
     repetition: dict[str, Any] | None = Field(default_factory=dict)
     """Settings of the repetition detector; null switches it off."""
 
@@ -185,6 +190,23 @@ class Recipe(Section):
     store: StoreSection = StoreSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _one_bound_on_segments(self) -> Recipe:
+        masks = self.rollout.max_versions is not None and self.rollout.beyond_max_versions == "mask"
+        if masks and self.algorithm.max_segment_staleness is not None:
+            raise ValueError(
+                "algorithm.max_segment_staleness and rollout.beyond_max_versions = mask both say "
+                "which segments are masked: give one of them"
+            )
+        return self
+
+    @property
+    def oldest_segment(self) -> int | None:
+        """How many versions old a segment may be and still be trained on; None is any."""
+        if self.rollout.max_versions is not None and self.rollout.beyond_max_versions == "mask":
+            return self.rollout.max_versions - 1
+        return self.algorithm.max_segment_staleness
 
 
 class _Loader(yaml.SafeLoader):

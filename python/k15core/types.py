@@ -134,6 +134,18 @@ class Store(Protocol):
         """
         ...
 
+    def drop_groups(self, group_ids: Sequence[int]) -> None:
+        """Remove groups for good."""
+        ...
+
+    def group(self, group_id: int) -> Mapping[str, Any]:
+        """Its `prompt`, `trajectory_ids` and `created_version`."""
+        ...
+
+    def trajectory(self, trajectory_id: int) -> Mapping[str, Any]:
+        """What is stored about a trajectory: `group_id`, `state`, `deadline` of its lease, …"""
+        ...
+
     def mark(self, version: int) -> int:
         """Name the present point and the policy version that a run restarted here rolls out."""
         ...

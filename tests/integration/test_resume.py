@@ -31,7 +31,7 @@ SETTINGS = [
     "sft={stages: [{name: textbook, steps: 12, batch: 8, learning_rate: 4e-3, warmup_steps: 2}]}",
     "sampling={rule: priority}",
     "rollout={engine: {kind: embedded, slots: 32, chunk_tokens: 2}, segment_budget: 5,"
-    " max_response_tokens: 24}",
+    " max_response_tokens: 24, max_versions: 3}",
     "algorithm.length_reward.starts_at=4",
     "train={iterations: 7, prompts: 6, responses: 4, mini_batches: 2, learning_rate: 1e-3}",
     "evaluation={every: 3}",
@@ -39,7 +39,14 @@ SETTINGS = [
 ]
 SECONDS_AND_RATES = {"seconds", "phase_seconds", "tokens_per_second"}
 # What a resumed iteration counts from its resume on: how its work was split between processes.
-PER_PROCESS = {"tokens", "tokens_saved", "resumed", "stopped_by", "repeats_stopped"}
+PER_PROCESS = {
+    "tokens",
+    "tokens_saved",
+    "resumed",
+    "stopped_by",
+    "repeats_stopped",
+    "ended_by_span",
+}
 
 
 def command(arguments: list[str], log: str, kill_at: int | None) -> None:

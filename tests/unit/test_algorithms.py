@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from k15core.algorithms import (
     ReST,
     equal_groups,
     group_bounds,
-    mask_stale,
     mini_batches,
 )
 from k15core.errors import InvalidInputError
@@ -163,22 +160,6 @@ def test_rest_has_no_pull_towards_the_old_policy() -> None:
     np.testing.assert_allclose(made.log_probs.grad, [-1 / 8] * 3)
 
 
-def test_stale_segments_are_masked() -> None:
-    batch = packed([(1, 4), (2, 2)])
-    versions = np.array([0, 3, 4, 5, 6, 0, 0, 6, 6], np.uint32)
-    batch = replace(batch, versions=versions)
-    none_old = mask_stale(batch, version=6, max_segment_staleness=0)
-    assert none_old.loss_mask.tolist() == [0, 0, 0, 0, 1, 0, 0, 1, 1]
-    one_old = mask_stale(batch, version=6, max_segment_staleness=1)
-    assert one_old.loss_mask.tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 1]
-    assert batch.loss_mask.tolist() == [0, 1, 1, 1, 1, 0, 0, 1, 1]
-    with pytest.raises(InvalidInputError, match="holds tokens of version 6"):
-        mask_stale(batch, version=5, max_segment_staleness=1)
-    # Version 0 is a version like any other: prompts stay masked.
-    first = mask_stale(replace(batch, versions=versions * 0), version=0, max_segment_staleness=0)
-    assert first.loss_mask.tolist() == batch.loss_mask.tolist()
-
-
 def test_mini_batches_count_skipped_responses() -> None:
     batch = packed([(2, 3)] * 6, group_ids=[0, 0, 1, 1, 2, 2])
     kept = np.array([1, 1, 0, 0, 1, 1], np.bool_)
@@ -216,10 +197,6 @@ def test_mini_batches_count_skipped_responses() -> None:
         (lambda: split(old=np.zeros(3, np.float32)), "old_log_probs has shape"),
         (lambda: split(contributes=np.zeros(3, np.bool_)), "contributes is bool of shape"),
         (lambda: split(advantages=np.zeros(3, np.float32)), "advantages has shape"),
-        (
-            lambda: mask_stale(packed([(1, 1)]), version=1, max_segment_staleness=-1),
-            "max_segment_staleness is -1",
-        ),
     ],
 )
 def test_bad_input_is_named(make: object, message: str) -> None:

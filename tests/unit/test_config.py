@@ -54,14 +54,41 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
         (("{new: {hidden_size: 64}}", "{}"), r"model = .*: give either directory"),
         (("name: tiny", "name: tiny\nname: twice"), r"line 3: key 'name' stands twice"),
         (("name: tiny", "name: [tiny"), r"is not YAML"),
+        (("{segment", "{max_versions: 0, segment"), r"rollout.max_versions = 0: input should be"),
+        (
+            ("{segment", "{max_versions: 2, beyond_max_versions: cut, segment"),
+            r"rollout.beyond_max_versions = 'cut': input should be 'finish', 'drop' or 'mask'",
+        ),
+        (
+            (
+                "{segment",
+                "{max_versions: 2, beyond_max_versions: mask, segment",
+                "name: tiny",
+                "name: tiny\nalgorithm: {max_segment_staleness: 1}",
+            ),
+            r"max_segment_staleness and rollout.beyond_max_versions = mask both say",
+        ),
     ],
 )
 def test_a_bad_recipe_is_refused_by_name(
-    tmp_path: Path, change: tuple[str, str], message: str
+    tmp_path: Path, change: tuple[str, ...], message: str
 ) -> None:
     assert change[0] in MINIMAL
+    text = MINIMAL
+    for old, new in zip(change[::2], change[1::2], strict=True):
+        text = text.replace(old, new)
     with pytest.raises(InvalidInputError, match=message):
-        load_recipe(recipe_file(tmp_path, MINIMAL.replace(*change)))
+        load_recipe(recipe_file(tmp_path, text))
+
+
+def test_which_segments_are_too_old_to_train_on(tmp_path: Path) -> None:
+    path = recipe_file(tmp_path)
+    assert load_recipe(path).oldest_segment is None
+    assert load_recipe(path, ["algorithm.max_segment_staleness=4"]).oldest_segment == 4
+    bound = "rollout.max_versions=3"
+    assert load_recipe(path, [bound]).oldest_segment is None
+    masked = load_recipe(path, [bound, "rollout.beyond_max_versions=mask"])
+    assert masked.oldest_segment == 2
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from trainer_work import (
     work_of_groups,
 )
 
-from k15core.algorithms import mask_stale
 from k15core.trainer.base import shared_prompts
 from k15core.trainer.torch import TorchTrainer
 
@@ -143,10 +142,10 @@ def test_skipped_groups_count_in_the_loss() -> None:
 def test_masked_segments_attract_no_gradient() -> None:
     """A stale segment is context: the loss and its gradient are those of the other tokens alone."""
     batch, advantages, old = work()
-    versions = np.where(batch.versions > 0, 3, 0).astype(np.uint32)
     stale = slice(batch.cu_seqlens[4] + 2, batch.cu_seqlens[4] + 6)
-    versions[stale] = 2
-    masked = mask_stale(replace(batch, versions=versions), version=3, max_segment_staleness=0)
+    loss_mask = batch.loss_mask.copy()
+    loss_mask[stale] = 0
+    masked = replace(batch, loss_mask=loss_mask)
     assert masked.loss_mask.sum() == batch.loss_mask.sum() - 4
     got, metrics = accumulated(masked, advantages, old)
     # What π_i thought of a masked token cannot matter.

@@ -1,8 +1,7 @@
-"""Groups: where they begin, which of them teach nothing, which of their segments are too old."""
+"""Groups: where they begin, which of them teach nothing."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +10,6 @@ from k15core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from k15core.types import PackedBatch
 
 
 def group_bounds(group_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -48,27 +45,6 @@ def equal_groups(shaped: NDArray[np.float32], group_ids: NDArray[np.int64]) -> N
         np.maximum, values, bounds
     )
     return equal
-
-
-def mask_stale(batch: PackedBatch, *, version: int, max_segment_staleness: int) -> PackedBatch:
-    """The batch with the tokens older than `version - max_segment_staleness` not trained on.
-
-    `version` is the trainer's. The report leaves segments of earlier iterations out of the loss
-    (section 2.6.2, partial rollouts); whoever wants to train on them does not call this. Shares
-    every array but `loss_mask` with the batch it was given.
-    """
-    if max_segment_staleness < 0:
-        raise InvalidInputError(
-            f"max_segment_staleness is {max_segment_staleness}: expected 0 or more versions"
-        )
-    newest = int(batch.versions.max(initial=0))
-    if newest > version:
-        raise InvalidInputError(
-            f"version is {version}, but the batch holds tokens of version {newest}: expected the "
-            "trainer's version, which is at least as new"
-        )
-    fresh = batch.versions.astype(np.int64) >= version - max_segment_staleness
-    return replace(batch, loss_mask=np.where(fresh, batch.loss_mask, 0).astype(np.uint8))
 
 
 def checked_rows(name: str, values: NDArray[Any], rows: int) -> NDArray[np.float64]:

@@ -196,5 +196,7 @@ def _rollout_fields(report: RolloutReport) -> dict[str, Any]:
         "tokens": report.tokens,
         "tokens_saved": report.tokens_saved,
         "repeats_stopped": report.finished["repetition"],
+        "ended_by_span": report.ended_by_span,
+        "groups_dropped": report.groups_dropped,
         "stopped_by": dict(report.finished),
     }

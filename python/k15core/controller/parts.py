@@ -114,6 +114,8 @@ def assemble(
         temperature=recipe.rollout.temperature,
         order=recipe.rollout.order,
         lease_seconds=recipe.rollout.lease_seconds,
+        max_versions=recipe.rollout.max_versions,
+        beyond_max_versions=recipe.rollout.beyond_max_versions,
         clock=clock,
     )
     evaluator = Evaluator(

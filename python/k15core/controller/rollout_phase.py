@@ -60,12 +60,18 @@ async def roll_out(parts: Parts, version: int) -> tuple[RolloutReport, float]:
         scoring[trajectory_id] = asyncio.create_task(score(trajectory_id))
         groups.finished(trajectory_id)
 
+    def on_dropped(trajectory_id: int) -> None:
+        # Told before anything was awaited, so that no score of it has begun.
+        if task := scoring.pop(trajectory_id, None):
+            task.cancel()
+
     for trajectory_id in groups.unscored:
         on_finished(trajectory_id)
     report = await parts.rollout.run(
         version=version,
         seed=parts.seed("rollout"),
         on_finished=on_finished,
+        on_dropped=on_dropped,
         enough=groups.enough,
     )
     start = perf_counter()

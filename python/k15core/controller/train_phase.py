@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from k15core.algorithms import mask_stale, mini_batches
+from k15core.algorithms import mini_batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +39,7 @@ def train(parts: Parts, iteration: int, version: int) -> TrainReport:
         version=version,
         strategy="fifo",
         seed=parts.seed("batch", iteration),
+        max_segment_staleness=recipe.oldest_segment,
     )
     parts.trainer.reset_optimizer()
     parts.trainer.learning_rate = learning_rate(recipe.train, iteration)
@@ -59,22 +60,17 @@ def train(parts: Parts, iteration: int, version: int) -> TrainReport:
         )
     advantages = parts.algorithm.advantages(rewards, shaped, batch.group_ids)
     contributes = parts.algorithm.contributes(advantages, shaped, batch.group_ids)
-    trained = batch
-    if recipe.algorithm.max_segment_staleness is not None:
-        trained = mask_stale(
-            batch, version=version, max_segment_staleness=recipe.algorithm.max_segment_staleness
-        )
     old_log_probs = np.zeros(len(batch.input_ids), np.float32)
     rows = np.flatnonzero(contributes)
     if len(rows):
-        _scatter(old_log_probs, batch, rows, parts.trainer.log_probs(trained.select(rows)))
+        _scatter(old_log_probs, batch, rows, parts.trainer.log_probs(batch.select(rows)))
     groups = len(np.unique(batch.group_ids))
     steps = [
         parts.trainer.step(
             step.batch, step.advantages, step.old_log_probs, responses=step.responses
         )
         for step in mini_batches(
-            trained,
+            batch,
             advantages,
             old_log_probs,
             contributes,
@@ -116,6 +112,15 @@ def _scatter(
     into[np.repeat(starts - packed, lengths) + np.arange(lengths.sum())] = values
 
 
+def _masked(batch: PackedBatch, version: int, oldest_segment: int | None) -> int:
+    """Response tokens that are not trained on because their segment is too old."""
+    if oldest_segment is None or oldest_segment >= version:
+        return 0
+    response = batch.position_ids >= np.repeat(batch.prompt_lengths, np.diff(batch.cu_seqlens))
+    old = response & (batch.versions < version - oldest_segment)
+    return int((old & (batch.loss_mask == 0)).sum())
+
+
 def _describe(batch: PackedBatch, version: int, parts: Parts) -> dict[str, Any]:
     """What the batch looks like: pass rate, lengths, staleness, segments."""
     lengths = batch.response_lengths()
@@ -146,6 +151,7 @@ def _describe(batch: PackedBatch, version: int, parts: Parts) -> dict[str, Any]:
         "staleness_mean": float(np.mean(staleness)),
         "staleness_max": max(staleness),
         "staleness_histogram": {str(n): count for n, count in sorted(Counter(staleness).items())},
+        "tokens_masked": _masked(batch, version, parts.recipe.oldest_segment),
         "segments_histogram": {str(n): count for n, count in sorted(segments.items())},
         "success_by_difficulty": {
             f"{difficulty:g}": float(np.mean(right))

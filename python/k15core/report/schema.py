@@ -41,12 +41,12 @@ SHAPES: dict[str, type] = {
 
 
 NUMBERS = frozenset({
-    "covered", "finished", "gradient_norm", "groups_pending", "groups_skipped",
-    "groups_trained", "iterations", "kl", "learning_rate", "length_reward_from", "loss",
-    "mean_length", "new_prompts", "parameters", "pass_rate", "period", "prompt_id", "prompts",
-    "repeats_stopped", "resumed", "reward", "seconds", "staleness_max", "staleness_mean",
-    "start", "steps", "temperature", "threads", "tokens", "tokens_per_second", "tokens_saved",
-    "version",
+    "covered", "ended_by_span", "finished", "gradient_norm", "groups_dropped", "groups_pending",
+    "groups_skipped", "groups_trained", "iterations", "kl", "learning_rate", "length_reward_from",
+    "loss", "mean_length", "new_prompts", "parameters", "pass_rate", "period", "prompt_id",
+    "prompts", "repeats_stopped", "resumed", "reward", "seconds", "staleness_max", "staleness_mean",
+    "start", "steps", "temperature", "threads", "tokens", "tokens_masked", "tokens_per_second",
+    "tokens_saved", "version",
 })  # fmt: skip
 """Optional fields that are numbers, or null."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from k15core.errors import InvalidInputError, LeaseExpiredError
+from k15core.rollout.version_bound import BeyondMaxVersions, VersionBound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -35,6 +36,10 @@ class RolloutReport:
     loops: list[tuple[int, Loop]] = field(default_factory=list)
     """Trajectories that the repetition detector stopped, with what it found."""
     lost_leases: int = 0
+    ended_by_span: int = 0
+    """Of the finished, those that would have spanned more versions than they may."""
+    groups_dropped: int = 0
+    """Groups of which a member would have."""
 
 
 @dataclass
@@ -47,8 +52,10 @@ class PartialRollout:
     """Runs an engine over a store's unfinished trajectories, one iteration a call.
 
     `segment_budget` is what a trajectory may spend under one policy version, `max_response_tokens`
-    over its life, both in tokens. `clock` gives seconds for lease deadlines only: no decision about
-    tokens depends on time.
+    over its life, both in tokens. A trajectory may span `max_versions` policy versions, from that
+    of its oldest token to the one under which it would go on; `beyond_max_versions` says what
+    happens to one that would span more (`VersionBound`). `clock` gives seconds for lease deadlines
+    only: no decision about tokens depends on time.
     """
 
     def __init__(
@@ -62,6 +69,8 @@ class PartialRollout:
         temperature: float = 1.0,
         order: Literal["oldest", "stalest", "longest"] = "oldest",
         lease_seconds: float = 3600.0,
+        max_versions: int | None = None,
+        beyond_max_versions: BeyondMaxVersions = "finish",
         clock: Callable[[], float],
     ) -> None:
         for name, value in (
@@ -78,6 +87,7 @@ class PartialRollout:
         self.temperature = temperature
         self.order = order
         self.lease_seconds = lease_seconds
+        self.bound = VersionBound(store, max_versions, beyond_max_versions)
         self.clock = clock
 
     async def run(
@@ -86,16 +96,18 @@ class PartialRollout:
         version: int,
         seed: int,
         on_finished: Callable[[int], None] = lambda _: None,
+        on_dropped: Callable[[int], None] = lambda _: None,
         enough: Callable[[], bool] = lambda: False,
     ) -> RolloutReport:
         """Roll out every unfinished trajectory of the store under policy `version`.
 
         `on_finished` is told each trajectory id as it ends. `enough` is asked then: once it says
         True the rest is stopped, unfinished, for a later iteration (over-provisioning); what had
-        been sampled by then is kept.
+        been sampled by then is kept. `on_dropped` is told each trajectory id, finished or not, of
+        the groups that `beyond_max_versions` drops: before anything is awaited.
         """
         report = RolloutReport()
-        streams = self._claim(version, seed, report, on_finished)
+        streams = self._claim(version, seed, report, on_finished, on_dropped)
         async for chunk in self.engine.chunks():
             stream = streams.get(chunk.trajectory_id)
             if stream is None:
@@ -118,6 +130,7 @@ class PartialRollout:
         seed: int,
         report: RolloutReport,
         on_finished: Callable[[int], None],
+        on_dropped: Callable[[int], None],
     ) -> dict[int, _Stream]:
         """Lease what is unfinished and has budget left, oldest work first, and start it."""
         leases = self.store.lease(
@@ -126,17 +139,29 @@ class PartialRollout:
             duration=self.lease_seconds,
             order=self.order,
         )
-        ready: list[Lease] = []
-        budgets: list[int] = []
+        # A run that was killed within this version resumes between the last token of a response and
+        # its end, or with part of its budget spent.
+        open_ended: list[Lease] = []
         for lease in leases:
-            # A run that was killed within this version resumes with part of its budget spent, or
-            # between the last token of a response and its end.
-            spent = int((lease.versions[lease.prompt_length :] == version).sum())
             if reason := self._ended(lease):
                 self.store.finish(lease.trajectory_id, lease.epoch, reason)
                 report.finished[reason] += 1
                 on_finished(lease.trajectory_id)
-            elif spent < self.segment_budget:
+            else:
+                open_ended.append(lease)
+        bounded = self.bound.sort(open_ended, version, self.clock())
+        for trajectory_id in bounded.finished:
+            report.finished["length"] += 1
+            report.ended_by_span += 1
+            on_finished(trajectory_id)
+        for trajectory_id in sorted(bounded.dropped):
+            on_dropped(trajectory_id)
+        report.groups_dropped += len(bounded.dropped_groups)
+        ready: list[Lease] = []
+        budgets: list[int] = []
+        for lease in bounded.leases:
+            spent = int((lease.versions[lease.prompt_length :] == version).sum())
+            if spent < self.segment_budget:
                 left = self.max_response_tokens - lease.response_length
                 ready.append(lease)
                 budgets.append(min(self.segment_budget - spent, left))
