@@ -38,8 +38,6 @@ pub struct Packed {
     loss_mask: Pages<u8>,
     rollout_log_probs: Pages<f32>,
     versions: Pages<u32>,
-    /// 0, 1, 2, … as far as a row has ever needed it: copying is faster than counting.
-    places: Vec<i32>,
     cu_seqlens: Vec<i32>,
     rewards: Vec<f32>,
     group_ids: Vec<i64>,
@@ -249,8 +247,7 @@ impl Filling<'_> {
     pub fn end_row(&mut self, row: &Row) {
         let Self(batch) = self;
         let length = batch.tokens - batch.row_start;
-        batch.places.extend((0..int32(length)).skip(batch.places.len()));
-        batch.position_ids.put(batch.row_start, &batch.places[..length]);
+        batch.position_ids.put_places(batch.row_start, length);
         batch.max_seqlen = batch.max_seqlen.max(length);
         batch.rows += 1;
         batch.cu_seqlens.push(int32(batch.tokens));
