@@ -8,6 +8,7 @@ NOTES = """formats:
   numpy   a directory of .npy files: packed tokens with cu_seqlens, no package needed
   arrow   one Arrow IPC file, a row a trajectory; needs pyarrow (k15core[arrow])
   hf      a directory for datasets.load_from_disk; needs datasets (k15core[hf])
+Each has the columns that the store declares, one entry a token.
 
 exit code:
   0, 1 if the store is damaged so that it does not open, 2 if there is no store, it is open, the
