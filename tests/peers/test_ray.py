@@ -156,6 +156,10 @@ def test_it_answers_as_one_store(store: ShardedStore) -> None:
             wanted = {"groups": 4, "tokens": 200, "strategy": "uniform", "seed": seed}
             assert both.sample(version=12, max_staleness=5, **wanted) is not None
         both.sample(groups=1, version=12, max_staleness=1, columns=["values"])
+        stale = {"strategy": "uniform", "seed": 3, "max_segment_staleness": 0}
+        batch = both.sample(groups=8, version=12, max_staleness=1, **stale)
+        assert batch is not None
+        assert 0 < batch.loss_mask.sum() < batch.response_lengths().sum()
         for each in both.stores:
             each.drop_groups(each.complete_groups()[:5])
         both.sample(groups=99, version=12, max_staleness=1)
@@ -301,6 +305,29 @@ def test_others_use_it_and_another_driver_finds_it(cluster: None, tmp_path: Path
     store.shutdown()
     with pytest.raises(InvalidInputError, match="is shard 2 of 3: expected shard 0 of 3"):
         start(directories(tmp_path)[::-1], **OPTIONS)
+
+
+def test_chunks_for_several_shards_at_once(store: ShardedStore) -> None:
+    for i in range(4):
+        store.add_group(prompt(i), 2)
+    leases = store.lease(8, now=0, duration=10)[::-1]
+    ids = np.array([lease.trajectory_id for lease in leases])
+    epochs = np.array([lease.epoch for lease in leases])
+    zeros = np.zeros(8, np.int64)
+    ends = np.concatenate(([0], np.cumsum(np.arange(3, 11)))).astype(np.int32)
+    tokens = np.arange(ends[-1], dtype=np.int32)
+    log_probs = -tokens.astype(np.float32)
+    chunks = (ids, epochs, zeros)
+    for wrong in (ends[:-1], ends[::-1], ends + 1):
+        with pytest.raises(InvalidInputError, match="cu_seqlens"):
+            store.append_many(*chunks, wrong, tokens, log_probs, 0)
+    store.append_many(*chunks, ends, tokens, log_probs, 0)
+    store.set_column_many(ids, zeros, ends, "values", log_probs)
+    for who, first, end in zip(ids.tolist(), ends[:-1], ends[1:], strict=True):
+        view = store.trajectory(who)
+        assert np.array_equal(view["tokens"], tokens[first:end])
+        assert np.array_equal(view["log_probs"], log_probs[first:end])
+        assert np.array_equal(view["columns"]["values"], log_probs[first:end])
 
 
 def test_bad_input(store: ShardedStore) -> None:

@@ -113,6 +113,10 @@ class Shard:
         ours = self._in("trajectory_id", trajectory_id)
         self._store.set_column(ours, name, values, offset=offset)
 
+    def set_column_many(self, trajectory_ids: NDArray[np.int64], *arguments: Any) -> None:
+        """`Store.set_column_many`."""
+        self._store.set_column_many(trajectory_ids // self._shards, *arguments)
+
     def columns(self) -> dict[str, str]:
         """`Store.columns`."""
         return self._store.columns()

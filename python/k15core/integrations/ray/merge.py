@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,43 @@ def choose(
             f"{ids[order[0]]}, which is next"
         )
     return [int(each) for each in ids[order[:n]]]
+
+
+def split(
+    shards: int,
+    rows: Sequence[NDArray[Any]],
+    cu_seqlens: NDArray[np.int32],
+    entries: Sequence[NDArray[Any]],
+) -> dict[int, tuple[list[NDArray[Any]], NDArray[np.int32], list[NDArray[Any]]]]:
+    """By shard what m chunks [m] with entries [n] have for it; `rows[0]` are trajectory ids."""
+    m, n = len(rows[0]), len(entries[0])
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    bounds = [*starts[:1].tolist(), *cu_seqlens[-1:].tolist()]
+    if any(len(each) != m for each in rows) or len(cu_seqlens) != m + 1:
+        raise InvalidInputError(
+            f"cu_seqlens has {len(cu_seqlens)} entries: expected {m + 1}, one more than "
+            "each of the arrays of chunks"
+        )
+    if (ends < starts).any() or bounds not in ([], [0, n]) or {len(e) for e in entries} != {n}:
+        raise InvalidInputError(f"cu_seqlens: expected it to rise from 0 to {n}, the entries")
+    found = {}
+    shard_of = rows[0] % shards
+    for shard in np.unique(shard_of).tolist():
+        ours = np.flatnonzero(shard_of == shard)
+        lengths = ends[ours] - starts[ours]
+        mine = np.repeat(shard_of == shard, ends - starts)
+        found[shard] = (
+            [each[ours] for each in rows],
+            np.concatenate(([0], np.cumsum(lengths))).astype(np.int32),
+            [each[mine] for each in entries],
+        )
+    return found
+
+
+def mask_stale(batch: PackedBatch, oldest: int) -> PackedBatch:
+    """The batch with a loss mask of 0 on tokens of versions before `oldest`."""
+    kept = batch.versions >= oldest
+    return batch if kept.all() else replace(batch, loss_mask=batch.loss_mask * kept)
 
 
 def join(batches: Sequence[PackedBatch], order: Sequence[int]) -> PackedBatch:

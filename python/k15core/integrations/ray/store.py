@@ -131,23 +131,12 @@ class ShardedStore:
         version: int,
     ) -> None:
         """`Store.append_many`; each shard checks all of its chunks before it writes the first."""
-        shard_of = trajectory_ids % self.shards
-        wanted: Wanted = {}
-        for shard in np.unique(shard_of).tolist():
-            rows = np.flatnonzero(shard_of == shard)
-            ends = cu_seqlens[rows + 1]
-            starts = cu_seqlens[rows]
-            slices = [slice(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
-            wanted[shard] = (
-                (
-                    *(trajectory_ids[rows], epochs[rows], offsets[rows]),
-                    np.concatenate(([0], np.cumsum(ends - starts))).astype(np.int32),
-                    np.concatenate([tokens[each] for each in slices]),
-                    np.concatenate([log_probs[each] for each in slices]),
-                    version,
-                ),
-                {},
-            )
+        chunks = (trajectory_ids, epochs, offsets)
+        parts = merge.split(self.shards, chunks, cu_seqlens, (tokens, log_probs))
+        wanted: Wanted = {
+            shard: ((*rows, ends, *entries, version), {})
+            for shard, (rows, ends, entries) in parts.items()
+        }
         self._actors.call_many(wanted, "append_many", again=True)
 
     def finish(self, trajectory_id: int, epoch: int, reason: FinishReason) -> None:
@@ -168,6 +157,22 @@ class ShardedStore:
         """`Store.set_column`."""
         self._of(trajectory_id, "set_column", name, values, offset, again=True)
 
+    def set_column_many(
+        self,
+        trajectory_ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        cu_seqlens: NDArray[np.int32],
+        name: str,
+        values: NDArray[Any],
+    ) -> None:
+        """`Store.set_column_many`; a shard checks all of its ranges before it writes the first."""
+        parts = merge.split(self.shards, (trajectory_ids, offsets), cu_seqlens, (values,))
+        wanted: Wanted = {
+            shard: ((*rows, ends, name, *entries), {})
+            for shard, (rows, ends, entries) in parts.items()
+        }
+        self._actors.call_many(wanted, "set_column_many", again=True)
+
     def sample(
         self,
         *,
@@ -178,6 +183,7 @@ class ShardedStore:
         strategy: Literal["fifo", "uniform"] = "fifo",
         seed: int = 0,
         columns: Sequence[str] | None = None,
+        max_segment_staleness: int | None = None,
     ) -> PackedBatch:
         """`Store.sample`; its arrays are read-only views of Ray's memory if one shard gave all."""
         asked = {"max_staleness": max_staleness, "version": version, "columns": columns}
@@ -193,7 +199,10 @@ class ShardedStore:
             0: (([], columns), {})
         }
         batches = self._actors.call_many(wanted, "take", again=False)
-        return merge.join(list(batches.values()), chosen)
+        batch = merge.join(list(batches.values()), chosen)
+        if max_segment_staleness is None:
+            return batch
+        return merge.mask_stale(batch, version - max_segment_staleness)
 
     def marks(self) -> dict[int, int]:
         """Policy versions of the marks that all shards can return to, by id, oldest first."""
