@@ -40,6 +40,9 @@ OPERATIONS = {
 }
 
 
+WORDS = ("lease", "finish", "set_reward", "finish_everything")
+
+
 class Walk:
     """A store, its model, and random operations on both."""
 
@@ -64,7 +67,12 @@ class Walk:
         names, weights = zip(*OPERATIONS.items(), strict=True)
         name = self.random.choices(names, weights)[0]
         self.counts[name] += 1
-        getattr(self, name)()
+        try:
+            getattr(self, name)()
+        except CapacityError:
+            # What frees space is always accepted; a word about data needs a little room.
+            assert name in WORDS
+            self.counts["full"] += 1
         if self.random.random() < 0.3 or name in ("rewind", "reopen"):
             self.same_answers()
 
@@ -165,10 +173,11 @@ class Walk:
         reason = self.random.choice(["stop", "length", "repetition", "abort"])
         if (who := self.pick()) is None:
             return
-        epoch = self.model.holders.pop(who)[0]
+        epoch = self.model.holders[who][0]
         with pytest.raises(ConflictError):
             self.store.set_reward(who, 1.0)
         self.store.finish(who, epoch, reason)
+        del self.model.holders[who]
         if reason == "abort":
             self.model.record("abort", who)
             with pytest.raises(LeaseExpiredError):
@@ -241,8 +250,11 @@ class Walk:
 
     def finish_everything(self) -> None:
         """Brings whole groups to an end, which single steps seldom do."""
-        for lease in self.store.lease(1000, now=self.now, duration=1):
+        leases = self.store.lease(1000, now=self.now, duration=1)
+        for lease in leases:
             self.model.last_epoch = lease.epoch
+            self.model.holders[lease.trajectory_id] = (lease.epoch, lease.deadline)
+        for lease in leases:
             self.store.finish(lease.trajectory_id, lease.epoch, "stop")
             self.model.holders.pop(lease.trajectory_id, None)
             self.model.record("finish", lease.trajectory_id, "stop")
@@ -412,7 +424,7 @@ class Walk:
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["memory", "directory"])
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", [*range(16), 100, 101])
 def test_random_operations(seed: int, durable: bool, tmp_path: Path) -> None:
     walk = Walk(seed, tmp_path if durable else None)
     for _ in range(500):
