@@ -20,7 +20,14 @@ from k15core import Prompt, Store
 from k15core.cli import main
 
 DEADLINE = 120.0
-WORD = [sys.executable, "-c", "import sys; from k15core.cli import main; sys.exit(main())"]
+# What a shell starts in the background ignores Ctrl-C, and so would our children.
+PROGRAM = """
+import signal, sys
+from k15core.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+WORD = [sys.executable, "-c", PROGRAM]
 
 
 @pytest.fixture
