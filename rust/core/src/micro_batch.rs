@@ -68,7 +68,7 @@ impl Wanted {
 /// use k15_core::micro_batch::{Wanted, plan};
 /// let wanted =
 ///     Wanted { ranks: 2, max_tokens: 8, row_multiple: 2, batch_multiple: 1, count_multiple: 1 };
-/// assert_eq!(plan(&[5, 2, 4, 1], None, &wanted)?, [[vec![0, 1]], [vec![2, 3]]]);
+/// assert_eq!(plan(&[5, 2, 4, 1], None, &wanted)?, [[vec![0]], [vec![1, 2, 3]]]);
 /// # Ok::<(), k15_core::Error>(())
 /// ```
 ///

@@ -24,7 +24,7 @@ const MOST_DIFFERENCED: usize = 1 << 22;
 ///
 /// ```
 /// use k15_core::partition::divide;
-/// assert_eq!(divide(&[8, 7, 6, 5, 4], 2), [vec![0, 1], vec![2, 3, 4]]);
+/// assert_eq!(divide(&[5, 3, 2, 4], 2), [[0, 2], [1, 3]]);
 /// ```
 pub fn divide(sizes: &[u64], bins: usize) -> Vec<Vec<usize>> {
     let mut divided = if sizes.len().saturating_mul(bins) <= MOST_DIFFERENCED {
