@@ -9,7 +9,7 @@ HOURS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store break-defences test-v2 clean
+.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store sanitize break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ lint: build ## formatting, lints, types, the stub gate
 fmt: $(VENV)/.ready ## format everything
 	@cargo fmt --all
 	@$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+
+sanitize: ## the unit tests of the store's crates under AddressSanitizer; needs a nightly toolchain
+	@bash scripts/sanitize.sh
 
 break-defences: build ## take out one defence of the sandbox after the other; writes docs/sandbox-attacks.md
 	@$(PY) scripts/break_defences.py
