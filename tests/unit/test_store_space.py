@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -114,6 +115,43 @@ def test_a_full_store_can_always_be_made_less_full(seed: int) -> None:
                 store.mark(0)
     stats = store.stats()
     assert stats["bytes_allocated"] <= stats["capacity_bytes"]
+
+
+def test_data_does_not_fill_the_files_that_are_kept_for_what_frees_space() -> None:
+    """A full store that takes a sample has room for many more of them, and for none of data."""
+    store = Store(capacity_bytes=40 << 12, file_bytes=1 << 12)
+    members = [store.add_group(PROMPT, 1)[0] for _ in range(100)]
+    held = {one.trajectory_id: one.epoch for one in store.lease(100, now=0, duration=1e9)}
+    refused = taken = 0
+    lengths = dict.fromkeys(members, 0)
+    # Records about data open the files of the reserve, and small appends would fit into them.
+
+    def append(who: int) -> bool:
+        try:
+            tokens, log_probs = np.zeros(9, np.int32), np.zeros(9, np.float32)
+            store.append(who, held[who], lengths[who], tokens, log_probs, 0)
+        except CapacityError:
+            return False
+        lengths[who] += 9
+        return True
+
+    for turn in range(3000):
+        refused += not append(members[turn % 50])
+        other = members[50 + turn % 50]
+        if other in held:
+            store.release(other, held.pop(other))
+        with contextlib.suppress(CapacityError):
+            for lease in store.lease(1, now=0, duration=1e9, trajectory_ids=[other]):
+                held[other] = lease.epoch
+                taken += 1
+    assert refused > 1000
+    assert taken > 1000
+    for group in range(100):
+        store.drop_groups([group])
+        for who in members[max(group + 1, 40) : 50] * 5:
+            append(who)
+    assert store.stats()["bytes_allocated"] <= 40 << 12
+    store.add_group(PROMPT, 1)
 
 
 def test_marks_keep_what_they_may_bring_back() -> None:

@@ -54,6 +54,11 @@ pub(super) struct Home {
 pub(super) struct Log {
     pub(super) home: Option<Home>,
     pub(super) files: VecDeque<LogFile>,
+    /// Bytes that `files` take.
+    taken: u64,
+    /// All that was written, also what is no longer in any file.
+    #[cfg(test)]
+    pub(super) written: std::collections::BTreeMap<u64, (Header, Vec<u8>)>,
     pub(super) spares: Vec<(Map, Option<PathBuf>)>,
     pub(super) file_bytes: usize,
     pub(super) next_number: u64,
@@ -124,13 +129,34 @@ impl Home {
 impl Log {
     pub(super) fn new(home: Option<Home>, file_bytes: usize, sync: Sync) -> Self {
         let (files, spares) = (VecDeque::new(), Vec::new());
-        Self { home, files, spares, file_bytes, next_number: 1, sync }
+        Self {
+            home,
+            files,
+            taken: 0,
+            #[cfg(test)]
+            written: std::collections::BTreeMap::new(),
+            spares,
+            file_bytes,
+            next_number: 1,
+            sync,
+        }
     }
 
     /// Bytes that the log's files and spares take on the disk or in memory.
     pub(super) fn allocated(&self) -> u64 {
         let spares = self.spares.iter().map(|(map, _)| map.bytes().len());
         self.files.iter().map(LogFile::len).chain(spares).sum::<usize>() as u64
+    }
+
+    /// Bytes that the log's files take.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Add a file at the end.
+    pub(super) fn add(&mut self, file: LogFile) {
+        self.taken += file.len() as u64;
+        self.files.push_back(file);
     }
 
     /// Whether a record with such a payload fits into the open file.
@@ -179,7 +205,7 @@ impl Log {
                 home.sync()?;
             }
         }
-        self.files.push_back(file);
+        self.add(file);
         Ok(())
     }
 
@@ -198,6 +224,8 @@ impl Log {
     pub(super) fn push(&mut self, kind: Kind, subject: u64, parts: &[&[u8]]) -> Location {
         let payload = parts.iter().map(|part| part.len()).sum();
         let header = Header { kind, payload, number: self.next_number, subject };
+        #[cfg(test)]
+        self.written.insert(header.number, (header, parts.concat()));
         self.next_number += 1;
         match self.files.back_mut() {
             Some(file) => file.push(&header, parts),
@@ -241,8 +269,11 @@ impl Log {
             }
             spare = Some(to);
         }
-        if let Some(file) = self.files.pop_front().filter(|_| keep) {
-            self.spares.push((file.into_map(), spare));
+        if let Some(file) = self.files.pop_front() {
+            self.taken -= file.len() as u64;
+            if keep {
+                self.spares.push((file.into_map(), spare));
+            }
         }
         Ok(())
     }

@@ -35,9 +35,10 @@ struct Truth {
 }
 
 impl Truth {
-    /// Take up what a call has written.
+    /// Take up what a call has written. Some of it may be in no file any more.
     fn hear(&mut self, store: &Store, from: u64) {
-        self.records.extend(records(store).into_iter().filter(|(number, _)| *number >= from));
+        let written = store.log.written.range(from..);
+        self.records.extend(written.map(|(number, record)| (*number, record.clone())));
         self.indexes.insert(store.log.next_number - 1, state(store));
     }
 
@@ -62,7 +63,7 @@ impl Truth {
 
     /// What was read back is the truth from now on.
     fn restart(&mut self, store: &Store) {
-        self.records.clear();
+        self.records = records(store);
         self.indexes.clear();
         self.hear(store, 0);
     }

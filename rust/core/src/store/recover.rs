@@ -102,7 +102,7 @@ pub(super) fn take_up(
                 log_name(expected)
             )));
         }
-        log.files.push_back(file);
+        log.add(file);
     }
     log.next_number = log.files.front().map_or(1, |file| file.first_number);
     let cut = read(log, index, &mut report)?;

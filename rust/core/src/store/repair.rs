@@ -168,7 +168,7 @@ fn write(home: Home, volumes: Vec<Volume>, mender: Mender) -> Result<Vec<PathBuf
     log.next_number = mender.last_number + 2;
     for mut volume in volumes {
         volume.file.synced = volume.file.end;
-        log.files.push_back(volume.file);
+        log.add(volume.file);
     }
     let mut store = Store {
         log,

@@ -88,9 +88,13 @@ impl Store {
                 ),
             ));
         }
-        if !self.log.fits(payload) {
+        // A file that was opened for what frees space is not for data, however much room it has: once
+        // the last one was full, nothing could be freed any more.
+        if !self.log.fits(payload) || self.files_left() < self.spared(need) {
             self.make_room(need)?;
-            self.open_next_file()?;
+            if !self.log.fits(payload) {
+                self.open_next_file()?;
+            }
         }
         self.commit(kind, subject, parts)
     }
@@ -115,12 +119,7 @@ impl Store {
             if self.rewrite_oldest(worth)? {
                 continue;
             }
-            let spared = match need {
-                Need::Data => reserve,
-                Need::Word => 1,
-                Need::Freeing => 0,
-            };
-            if left > spared {
+            if left > self.spared(need) {
                 return Ok(());
             }
             // An eviction helps only if no mark keeps what it removes.
@@ -129,6 +128,15 @@ impl Store {
             if evicted.is_none() {
                 return Err(self.full());
             }
+        }
+    }
+
+    /// Files that a record may not take, nor what is left of the open one when there are no more than these.
+    fn spared(&self, need: Need) -> u64 {
+        match need {
+            Need::Data => self.reserve(),
+            Need::Word => 1,
+            Need::Freeing => 0,
         }
     }
 
@@ -143,8 +151,7 @@ impl Store {
     /// Files that may still be opened.
     pub(super) fn files_left(&self) -> u64 {
         // Files of another size, from an earlier opening, count by their bytes.
-        let used = self.log.files.iter().map(|file| file.len() as u64).sum::<u64>();
-        self.most_files().saturating_sub(used.div_ceil(self.log.file_bytes as u64))
+        self.most_files().saturating_sub(self.log.taken().div_ceil(self.log.file_bytes as u64))
     }
 
     fn full(&self) -> Error {
