@@ -5,11 +5,12 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml Cargo.loc
 SEED ?= 0
 RUNNER ?= direct
 RUNS ?= 100000
+FUZZ_SECONDS ?= 900
 HOURS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store sanitize break-defences test-v2 clean
+.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store sanitize fuzz break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +57,9 @@ fmt: $(VENV)/.ready ## format everything
 
 sanitize: ## the unit tests of the store's crates under AddressSanitizer; needs a nightly toolchain
 	@bash scripts/sanitize.sh
+
+fuzz: ## libFuzzer over the readers of the store's log, with AddressSanitizer; FUZZ_SECONDS=900, needs nightly
+	@bash scripts/fuzz.sh $(FUZZ_SECONDS)
 
 break-defences: build ## take out one defence of the sandbox after the other; writes docs/sandbox-attacks.md
 	@$(PY) scripts/break_defences.py
