@@ -63,7 +63,7 @@ async def test_programs_get_what_they_deserve(
     url: str | None, response: str, whole: float, share: float
 ) -> None:
     for partial_credit, expected in ((False, whole), (True, share)):
-        reward = CodeReward(url=url, slots=2, wall_seconds=1.5, partial_credit=partial_credit)
+        reward = CodeReward(url=url, slots=2, wall_seconds=2.5, partial_credit=partial_credit)
         assert await reward.score(prompt(ADD), response) == expected
 
 

@@ -8,7 +8,6 @@ import random
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,25 +252,27 @@ def test_who_goes_away_has_his_run_killed(running: Daemon) -> None:
 
 def test_who_cannot_start_in_time_is_told_at_once(tmp_path: Path) -> None:
     settings = "[queue]\nstart_within_seconds = 0.5\n[sandbox]\nslots = 1"
-    with daemon(settings=settings, home=tmp_path) as it, client_of(it) as client:
-        long = threading.Thread(
-            target=lambda: client.run("import time; time.sleep(3)", language="python")
-        )
-        long.start()
+    with (
+        daemon(settings=settings, home=tmp_path) as it,
+        client_of(it) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        long = it.connect()
+        body = {"source": "import time; time.sleep(99)", "language": "python"}
+        body["limits"] = {"wall_seconds": 120}  # type: ignore[assignment]
+        long.request("POST", "/v1/run", json.dumps(body))
         it.wait_until_gauge('slots{state="busy"}', 1)
-        answers = []
         for _ in range(2):
             connection = it.connect()
             connection.request("POST", "/run_code", b'{"code": "", "language": "python"}')
             response = connection.getresponse()
-            answers.append((response.status, response.headers["Retry-After"]))
-            response.read()
+            assert response.status == 504
+            assert int(response.headers["Retry-After"]) >= 1
             connection.close()
-        assert [status for status, _ in answers] == [504, 504]
-        assert all(int(after) >= 1 for _, after in answers)
         # The client asks again until its turn comes.
-        assert client.run("print(1)", language="python").stdout == b"1\n"
-        long.join()
+        run = pool.submit(client.run, "print(1)", language="python")
+        long.close()
+        assert run.result().stdout == b"1\n"
 
 
 def test_twice_what_it_can_do_and_nobody_is_wronged(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_twice_what_it_can_do_and_nobody_is_wronged(tmp_path: Path) -> None:
 def test_a_daemon_that_is_told_to_stop_finishes_what_runs() -> None:
     with daemon("--slots", "1") as it, client_of(it, patience=0) as client:
         with ThreadPoolExecutor(2) as pool:
-            source = "import time; time.sleep(1); print('done')"
+            source = "import time; time.sleep(4); print('done')"
             first = pool.submit(client.run, source, language="python")
             it.wait_until_gauge('slots{state="busy"}', 1)
             second = pool.submit(client.run, source, language="python")
@@ -407,7 +408,7 @@ def test_a_batch_can_stop_at_the_first_failure(running: Daemon) -> None:
     assert total == {"done": True, "cases": 50, "run": 1, "passed": 0}
     cases = [{"stdin": "1 1", "expected": "2"}] * 5 + cases
     total = batch(running, cases, stop_at_first_failure=True)[-1]
-    assert 6 <= total["run"] <= 5 + 2, "those that ran beside it at most"
+    assert total["run"] in (5, 6), "one of those before it may not have ended"
 
 
 def test_checkers_of_a_batch(running: Daemon) -> None:
