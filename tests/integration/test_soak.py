@@ -14,7 +14,7 @@ def test_no_verdict_is_lost_when_slots_are_killed(runner: str) -> None:
     need(runner)
     if shutil.which("gcc") is None:
         pytest.skip("the soak's program is compiled: apt install gcc libc6-dev")
-    done = soak(1200, runner=runner, slots=4, seed=1, tell=lambda _: None)
+    done = soak(1200, runner=runner, slots=4, seed=1, tell=lambda _: None, least_kills=3)
     assert done.faults() == []
-    assert sum(done.kills.values()) > 0
-    assert done.runs == sum(done.endings.values()) == 1200
+    assert sum(done.kills.values()) >= 3
+    assert done.runs == sum(done.endings.values()) >= 1200

@@ -57,8 +57,19 @@ class Soak:
         return found
 
 
-def soak(runs: int, *, runner: str, slots: int, seed: int, tell: Callable[[Soak], None]) -> Soak:
-    """Make `runs` runs in `slots` slots of `runner`; `tell` is called now and then."""
+def soak(
+    runs: int,
+    *,
+    runner: str,
+    slots: int,
+    seed: int,
+    tell: Callable[[Soak], None],
+    least_kills: int = 0,
+) -> Soak:
+    """Make `runs` runs in `slots` slots of `runner`, and more until there were so many kills.
+
+    `tell` is called now and then.
+    """
     done = Soak()
     with tempfile.TemporaryDirectory() as folder:
         shown = Path(folder) / "soak"  # the folder itself is its owner's alone
@@ -68,8 +79,8 @@ def soak(runs: int, *, runner: str, slots: int, seed: int, tell: Callable[[Soak]
         done.counts["before"] = count()
         start = time.monotonic()
         with Sandbox(runner=runner, slots=slots, binds={"/soak": shown}) as sandbox:
-            for upto, when in [(runs // 10, "a tenth"), (runs, "all")]:
-                work_until(upto, sandbox, done, seed, tell)
+            for upto, kills, when in [(runs // 10, 0, "a tenth"), (runs, least_kills, "all")]:
+                work_until(upto, kills, sandbox, done, seed, tell)
                 fill(sandbox, slots)
                 done.counts[when] = count()
         done.seconds = time.monotonic() - start
@@ -78,7 +89,12 @@ def soak(runs: int, *, runner: str, slots: int, seed: int, tell: Callable[[Soak]
 
 
 def work_until(
-    upto: int, sandbox: Sandbox, done: Soak, seed: int, tell: Callable[[Soak], None]
+    upto: int,
+    least_kills: int,
+    sandbox: Sandbox,
+    done: Soak,
+    seed: int,
+    tell: Callable[[Soak], None],
 ) -> None:
     lock, over = threading.Lock(), threading.Event()
     weights = [ending.weight for ending in ENDINGS]
@@ -87,7 +103,7 @@ def work_until(
         while True:
             with lock:
                 number = done.runs
-                if number >= upto:
+                if number >= upto and sum(done.kills.values()) >= least_kills:
                     return
                 done.runs += 1
             (ending,) = random.Random(f"{seed} {number}").choices(ENDINGS, weights)
