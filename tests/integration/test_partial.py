@@ -126,6 +126,21 @@ def test_a_lost_lease_is_let_go_and_nothing_is_written(model: LeanModel) -> None
     assert sum(report.finished.values()) == 8 - 3
 
 
+def test_a_lease_whose_group_is_gone_is_let_go_too(model: LeanModel) -> None:
+    bench = Bench(model, groups=2, segment_budget=LIFE)
+    gone: list[int] = []
+
+    def drop(trajectory_id: int) -> None:
+        if not gone:
+            group = bench.store.trajectory(trajectory_id)["group_id"]
+            gone.extend(bench.store.group(group)["trajectory_ids"])
+            bench.store.drop_groups([group])
+
+    report = bench.run(0, on_finished=drop)
+    assert report.lost_leases == len(gone) - 1, "all of the group but the one that had finished"
+    assert sum(report.finished.values()) == 8 - report.lost_leases
+
+
 def test_a_response_that_ended_before_its_end_was_recorded(model: LeanModel) -> None:
     """Killed between the last append and `finish`: the next rollout only records the end."""
     bench = Bench(model, groups=1)

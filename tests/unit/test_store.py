@@ -130,6 +130,32 @@ def test_an_append_is_accepted_once(store: Store) -> None:
     assert store.trajectory(0)["tokens"].tolist() == [5, 6]
 
 
+def test_a_late_worker_is_fenced_whatever_became_of_the_trajectory(store: Store) -> None:
+    """To one whose lease is over, that it is over is all that matters: one error for it."""
+    store.add_group(PROMPT, 1)
+    (late,) = store.lease(1, now=0, duration=5)
+    append(store, late, 0, 1)
+    (other,) = store.lease(1, now=6, duration=5)
+    append(store, other, 1, 2)
+
+    def is_fenced(match: str) -> None:
+        with pytest.raises(LeaseExpiredError, match=match):
+            append(store, late, 1, 2)
+        with pytest.raises(LeaseExpiredError, match=match):
+            store.release(0, late.epoch)
+        with pytest.raises(LeaseExpiredError, match=match):
+            store.finish(0, late.epoch, "stop")
+
+    is_fenced("another worker holds it")
+    store.finish(0, other.epoch, "stop")
+    is_fenced("finished already|nobody holds it")
+    store.set_reward(0, 1.0)
+    store.sample(groups=1, version=0, max_staleness=0)
+    is_fenced("used up, dropped or evicted")
+    with pytest.raises(InvalidInputError, match="an id below 1"):
+        store.release(1, late.epoch)
+
+
 def test_a_late_worker_is_fenced(store: Store) -> None:
     store.add_group(PROMPT, 2)
     late, other = store.lease(2, now=0, duration=5)

@@ -112,16 +112,25 @@ class PartialRollout:
             stream = streams.get(chunk.trajectory_id)
             if stream is None:
                 continue
-            if not self._acknowledge(stream, chunk, report):
+            if chunk.finish_reason is not None:
                 del streams[chunk.trajectory_id]
-            elif chunk.finish_reason is not None:
-                del streams[chunk.trajectory_id]
-                if self._end(stream, chunk, report):
-                    on_finished(chunk.trajectory_id)
-                    if enough():
-                        self.engine.stop(list(streams))
+            try:
+                self._append(stream, chunk, report)
+                is_finished = chunk.finish_reason is not None and self._end(stream, chunk, report)
+            except LeaseExpiredError:  # another worker holds the trajectory, or has finished it
+                streams.pop(chunk.trajectory_id, None)
+                self.engine.stop([chunk.trajectory_id])
+                report.lost_leases += 1
+                continue
+            if is_finished:
+                on_finished(chunk.trajectory_id)
+                if enough():
+                    self.engine.stop(list(streams))
         for stream in streams.values():
-            self.store.release(stream.lease.trajectory_id, stream.lease.epoch)
+            try:
+                self.store.release(stream.lease.trajectory_id, stream.lease.epoch)
+            except LeaseExpiredError:
+                report.lost_leases += 1
         return report
 
     def _claim(
@@ -180,24 +189,17 @@ class PartialRollout:
             return "stop"
         return "length" if lease.response_length >= self.max_response_tokens else None
 
-    def _acknowledge(self, stream: _Stream, chunk: Chunk, report: RolloutReport) -> bool:
-        """Store a chunk; False if another worker holds the trajectory by now."""
-        try:
-            self.store.append(
-                chunk.trajectory_id,
-                stream.lease.epoch,
-                stream.length,
-                chunk.tokens,
-                chunk.log_probs,
-                chunk.version,
-            )
-        except LeaseExpiredError:
-            self.engine.stop([chunk.trajectory_id])
-            report.lost_leases += 1
-            return False
+    def _append(self, stream: _Stream, chunk: Chunk, report: RolloutReport) -> None:
+        self.store.append(
+            chunk.trajectory_id,
+            stream.lease.epoch,
+            stream.length,
+            chunk.tokens,
+            chunk.log_probs,
+            chunk.version,
+        )
         stream.length += len(chunk.tokens)
         report.tokens += len(chunk.tokens)
-        return True
 
     def _end(self, stream: _Stream, chunk: Chunk, report: RolloutReport) -> bool:
         """Finish a trajectory, or give it back if only its budget is spent; True if finished."""

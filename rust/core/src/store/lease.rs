@@ -115,7 +115,7 @@ impl Store {
 
     /// Give a lease back before its deadline.
     pub fn release(&mut self, trajectory_id: u64, epoch: u64) -> Result<()> {
-        check_lease(trajectory_id, self.trajectory_of(trajectory_id)?, epoch)?;
+        check_lease(trajectory_id, self.leased(trajectory_id, epoch)?, epoch)?;
         self.index.hold(trajectory_id, None);
         Ok(())
     }

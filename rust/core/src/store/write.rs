@@ -92,7 +92,7 @@ impl Store {
         for chunk in chunks {
             check_chunk(chunk)?;
             let (id, n) = (chunk.trajectory_id, chunk.tokens.len());
-            let trajectory = self.trajectory_of(id)?;
+            let trajectory = self.leased(id, chunk.epoch)?;
             let length = lengths.get(&id).copied().unwrap_or(trajectory.length);
             let is_new = self.check_append(chunk, trajectory, version, length)?;
             if is_new && chunks.len() > 1 {
@@ -117,15 +117,19 @@ impl Store {
     /// again, free for the next lease; a group is never completed by an aborted response. What
     /// must not be tried again is for [`Store::drop_groups`].
     pub fn finish(&mut self, trajectory_id: u64, epoch: u64, reason: FinishReason) -> Result<()> {
-        let trajectory = self.trajectory_of(trajectory_id)?;
+        let trajectory = self.leased(trajectory_id, epoch)?;
         if let Some((there, _)) = trajectory.finish {
-            if trajectory.finished_by == Some(epoch) && there == reason {
-                return Ok(());
-            }
-            return Err(Error::Conflict(format!(
-                "trajectory {trajectory_id} is finished already, with reason {}",
-                there.name()
-            )));
+            let (is_ours, name) = (trajectory.finished_by == Some(epoch), there.name());
+            return match is_ours {
+                true if there == reason => Ok(()),
+                true => Err(Error::Conflict(format!(
+                    "trajectory {trajectory_id} is finished already, with reason {name}"
+                ))),
+                false => Err(Error::LeaseExpired(format!(
+                    "trajectory {trajectory_id}: epoch {epoch} was shown, but it is finished \
+                     already, with reason {name}"
+                ))),
+            };
         }
         check_lease(trajectory_id, trajectory, epoch)?;
         if reason == FinishReason::Abort {
@@ -174,6 +178,18 @@ impl Store {
             };
             Error::invalid("trajectory_id", id, why)
         })
+    }
+
+    /// The trajectory that a lease was for. One that is gone was finished by another holder: to the
+    /// late one that is a lease that is over, not an id that it should not have shown.
+    pub(super) fn leased(&self, id: u64, epoch: u64) -> Result<&Trajectory> {
+        if id < self.index.base.next_trajectory && !self.index.trajectories.contains_key(&id) {
+            return Err(Error::LeaseExpired(format!(
+                "trajectory {id}: epoch {epoch} was shown, but its group is used up, dropped or \
+                 evicted"
+            )));
+        }
+        self.trajectory_of(id)
     }
 
     /// Whether the chunk is new (true) or there already (false); an error if it is neither.
