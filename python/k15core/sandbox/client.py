@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from k15core.errors import InvalidInputError, SandboxError
 from k15core.sandbox.http import Connections, Reply
+from k15core.sandbox.runs import Runs
 from k15core.sandbox.submission import Submission, as_submission
 from k15core.types import RunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
-    from typing import Any, Self
-
-    from k15core.sandbox.limits import Limits
-
-_T = TypeVar("_T")
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0
 """Seconds before a request is sent again, the first time and at most."""
@@ -31,7 +28,7 @@ AGAIN = {503, 504}
 """Statuses of a daemon that is busy or about to be replaced."""
 
 
-class Client:
+class Client(Runs):
     """Runs sources of untrusted programs in the daemon at `url`, as `Sandbox` does in this process.
 
     `url` is http://HOST:PORT or unix:PATH. At most `connections` requests are under way at once;
@@ -72,56 +69,9 @@ class Client:
         self._patience = patience
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="k15-client")
 
-    def run(
-        self,
-        source: str,
-        *,
-        language: str,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        fetch: Sequence[str] = (),
-        arguments: Sequence[str] = (),
-        limits: Limits | None = None,
-    ) -> RunResult:
-        """See `Sandbox.run`."""
-        return self._run(
-            Submission(
-                source=source,
-                language=language,
-                arguments=arguments,
-                stdin=stdin,
-                files=files or {},
-                fetch=fetch,
-                limits=limits,
-            )
-        )
-
     def run_many(self, jobs: Sequence[Submission | Mapping[str, Any]]) -> list[RunResult]:
         """See `Sandbox.run_many`: as many at once as there are connections."""
         return list(self._threads.map(self._run, [as_submission(job) for job in jobs]))
-
-    async def run_async(
-        self,
-        source: str,
-        *,
-        language: str,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        fetch: Sequence[str] = (),
-        arguments: Sequence[str] = (),
-        limits: Limits | None = None,
-    ) -> RunResult:
-        """`run` without blocking the event loop."""
-        submission = Submission(
-            source=source,
-            language=language,
-            arguments=arguments,
-            stdin=stdin,
-            files=files or {},
-            fetch=fetch,
-            limits=limits,
-        )
-        return await self._in_thread(lambda: self._run(submission))
 
     async def run_many_async(
         self, jobs: Sequence[Submission | Mapping[str, Any]]
@@ -140,19 +90,8 @@ class Client:
         self._threads.shutdown()
         self._connections.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    def _executor(self) -> ThreadPoolExecutor:
+        return self._threads
 
     def _run(self, submission: Submission) -> RunResult:
         body = json.dumps(_as_json(submission)).encode()
@@ -214,14 +153,10 @@ def _data(content: bytes) -> str | dict[str, str]:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        import base64
-
         return {"base64": base64.b64encode(content).decode()}
 
 
 def _bytes(data: str | dict[str, str]) -> bytes:
     if isinstance(data, str):
         return data.encode()
-    import base64
-
     return base64.b64decode(data["base64"])

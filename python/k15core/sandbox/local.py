@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from k15core._core import SandboxPool
 from k15core.errors import InvalidInputError
 from k15core.sandbox.limits import Limits
+from k15core.sandbox.runs import Runs
 from k15core.sandbox.submission import Submission, as_submission
 from k15core.types import RunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
-    from typing import Any, Self
-
-_T = TypeVar("_T")
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 SPAWNER = Path(__file__).parents[1] / "_bin" / "k15-spawner"
 """The program that slots are made of; it comes with the package."""
@@ -38,7 +35,7 @@ class Capability:
     remedy: str
 
 
-class Sandbox:
+class Sandbox(Runs):
     """Runs sources of untrusted programs, each in a sandbox of its own.
 
     A run has fresh pid, mount and IPC namespaces, no network, a read-only root with the host's
@@ -126,36 +123,6 @@ class Sandbox:
         )
         self._threads: ThreadPoolExecutor | None = None
 
-    def run(
-        self,
-        source: str,
-        *,
-        language: str,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        fetch: Sequence[str] = (),
-        arguments: Sequence[str] = (),
-        limits: Limits | None = None,
-    ) -> RunResult:
-        """Run one source and wait for its end.
-
-        `files` are put into the work directory by relative path; `fetch` names files of it that are
-        wanted back, in `RunResult.files` (those that are no regular files, or that a link leads to,
-        are in `refused_files` with the reason). A source that is compiled is compiled once for all
-        its inputs. Raises InvalidInputError for what makes no sense; a program that fails is a
-        verdict, not an exception.
-        """
-        submission = Submission(
-            source=source,
-            language=language,
-            arguments=arguments,
-            stdin=stdin,
-            files=files or {},
-            fetch=fetch,
-            limits=limits,
-        )
-        return RunResult(**self._pool.run(_as_dict(submission)))
-
     def run_many(self, jobs: Sequence[Submission | Mapping[str, Any]]) -> list[RunResult]:
         """Run many sources, keeping every slot busy; results are in the order of `jobs`.
 
@@ -163,30 +130,6 @@ class Sandbox:
         """
         submissions = [_as_dict(as_submission(job)) for job in jobs]
         return [RunResult(**result) for result in self._pool.run_many(submissions)]
-
-    async def run_async(
-        self,
-        source: str,
-        *,
-        language: str,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        fetch: Sequence[str] = (),
-        arguments: Sequence[str] = (),
-        limits: Limits | None = None,
-    ) -> RunResult:
-        """`run` without blocking the event loop. A cancelled task does not end the run."""
-        return await self._in_thread(
-            lambda: self.run(
-                source,
-                language=language,
-                stdin=stdin,
-                files=files,
-                fetch=fetch,
-                arguments=arguments,
-                limits=limits,
-            )
-        )
 
     async def run_many_async(
         self, jobs: Sequence[Submission | Mapping[str, Any]]
@@ -262,21 +205,13 @@ class Sandbox:
             self._threads.shutdown()
         self._pool.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def _run(self, submission: Submission) -> RunResult:
+        return RunResult(**self._pool.run(_as_dict(submission)))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+    def _executor(self) -> ThreadPoolExecutor:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._slots, thread_name_prefix="k15-sandbox")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return self._threads
 
 
 def _as_dict(submission: Submission) -> dict[str, object]:

@@ -162,6 +162,12 @@ impl Sandbox {
         self.languages.missing()
     }
 
+    /// What is missing for a language, as [`Sandbox::languages`] says it; `None` if it is not in the table.
+    #[must_use]
+    pub fn missing(&self, language: &str) -> Option<&str> {
+        self.languages.missing_for(language)
+    }
+
     /// The pool, for jobs that are no sources.
     #[must_use]
     pub fn pool(&self) -> &Pool {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::compiled::Compiled;
 use crate::language::{LimitChanges, Ready};
@@ -41,6 +42,25 @@ pub struct Steps {
 }
 
 impl Steps {
+    /// The verdict of the whole, as [`Steps::into_outcome`] gives it.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match (&self.run, &self.compile) {
+            (Some(run), _) => run.verdict,
+            (None, Some(compile)) if compile.verdict != Verdict::SandboxError => {
+                Verdict::CompileError
+            }
+            _ => Verdict::SandboxError,
+        }
+    }
+
+    /// How long the run took, or what was to lead to it.
+    #[must_use]
+    pub fn wall_time(&self) -> Duration {
+        let last = self.run.as_ref().or(self.compile.as_ref());
+        last.map_or(Duration::ZERO, |outcome| outcome.wall_time)
+    }
+
     /// The outcome of the whole: the run's, or what kept it from taking place.
     #[must_use]
     pub fn into_outcome(self) -> Outcome {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k15_sandbox::{Cancel, Outcome, Sandbox, Steps, Submission};
+use k15_sandbox::{Cancel, Sandbox, Steps, Submission};
 
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
@@ -86,12 +86,7 @@ impl App {
         })?;
         self.metrics.waited(done.waited.as_secs_f64());
         let steps = done.result.map_err(Fault::Sandbox)?;
-        self.metrics.ran(&language, &outcome(&steps));
+        self.metrics.ran(language, &steps);
         Ok(steps)
     }
-}
-
-/// The outcome of the whole.
-pub fn outcome(steps: &Steps) -> Outcome {
-    steps.clone().into_outcome()
 }

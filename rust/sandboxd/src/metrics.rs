@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use k15_sandbox::Outcome;
+use k15_sandbox::Steps;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -78,10 +78,10 @@ impl Metrics {
     }
 
     /// Counts a run.
-    pub fn ran(&self, language: &str, outcome: &Outcome) {
-        let (language, verdict) = (language.to_owned(), outcome.verdict.name());
+    pub fn ran(&self, language: String, steps: &Steps) {
+        let verdict = steps.verdict().name();
         self.runs.get_or_create(&Run { language, verdict }).inc();
-        self.run_time.observe(outcome.wall_time.as_secs_f64());
+        self.run_time.observe(steps.wall_time().as_secs_f64());
     }
 
     /// Counts how long a request waited.

@@ -81,8 +81,21 @@ impl Languages {
     /// All names, in order, each with a sentence on what is missing (empty: it can be run).
     #[must_use]
     pub fn missing(&self) -> BTreeMap<String, String> {
-        let missing = |entry: &Entry| entry.tools.as_ref().err().cloned().unwrap_or_default();
+        let missing = |entry| Entry::missing(entry).to_owned();
         self.0.iter().map(|(name, entry)| (name.clone(), missing(entry))).collect()
+    }
+
+    /// What is missing for one of them; `None` for a name that is not there.
+    #[must_use]
+    pub fn missing_for(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(Entry::missing)
+    }
+}
+
+impl Entry {
+    /// Empty if nothing is.
+    fn missing(&self) -> &str {
+        self.tools.as_ref().err().map_or("", String::as_str)
     }
 }
 

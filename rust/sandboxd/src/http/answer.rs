@@ -16,11 +16,16 @@ pub fn fault(status: StatusCode, message: &str) -> Response {
     (status, Json(json!({"error": {"message": message}}))).into_response()
 }
 
+/// What is wrong with a request.
+pub fn invalid(message: &str) -> Response {
+    fault(StatusCode::BAD_REQUEST, message)
+}
+
 /// Why a submission has no outcome. `invalid` answers one that makes no sense.
 pub fn of_fault(
     caller: &Caller,
     fault_: &Fault,
-    invalid: impl FnOnce(String) -> Response,
+    invalid: impl FnOnce(&str) -> Response,
 ) -> Response {
     use k15_sandbox::Error;
     match fault_ {
@@ -38,7 +43,7 @@ pub fn of_fault(
         }
         Fault::Refused(Refused::Broken) => broken(caller, "a thread panicked"),
         Fault::Sandbox(error @ (Error::InvalidInput { .. } | Error::Unenforceable { .. })) => {
-            invalid(error.to_string())
+            invalid(&error.to_string())
         }
         Fault::Sandbox(error) => broken(caller, &error.to_string()),
     }

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Request, State};
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
-use k15_sandbox::{Outcome, Submission, Verdict};
+use k15_sandbox::{Error, Outcome, Submission, Verdict};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -44,11 +43,11 @@ struct BatchRequest {
 }
 
 /// One input.
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    #[serde(default)]
-    stdin: Data,
+    /// In place of the submission's.
+    stdin: Option<Data>,
     #[serde(default)]
     arguments: Vec<String>,
     /// What it must print; without it a verdict of `ok` passes.
@@ -90,22 +89,17 @@ pub async fn batch(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {
-    let bytes = match body::read(&app, request).await {
-        Ok(bytes) => bytes,
+    let batch = match body::read_json(&app, request).await {
+        Ok(request) => Batch::new(app, caller, request),
         Err(response) => return response,
     };
-    let batch = match read(app, caller, &bytes) {
+    let batch = match batch {
         Ok(batch) => Arc::new(batch),
-        Err(message) => return answer::fault(StatusCode::BAD_REQUEST, &message),
+        Err(error) => return answer::invalid(&error.to_string()),
     };
-    drop(bytes);
     let first = match batch.run(0).await {
         Ok(line) => line,
-        Err(fault) => {
-            return answer::of_fault(&batch.caller, &fault, |message| {
-                answer::fault(StatusCode::BAD_REQUEST, &message)
-            });
-        }
+        Err(fault) => return answer::of_fault(&batch.caller, &fault, answer::invalid),
     };
     let (lines, taken) = mpsc::channel(16);
     tokio::spawn(batch.go_on(first, lines));
@@ -116,28 +110,23 @@ pub async fn batch(
     ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(stream)).into_response()
 }
 
-fn read(app: Arc<App>, caller: Caller, bytes: &Bytes) -> Result<Batch, String> {
-    let request: BatchRequest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if request.cases.is_empty() {
-        return Err("cases = []: expected at least one".into());
-    }
-    let submission = request.submission.into_submission(&app)?;
-    let (cases, checker, stops) = (request.cases, request.checker, request.stop_at_first_failure);
-    Ok(Batch { app, caller, submission, cases, checker, stops })
-}
-
 impl Batch {
-    async fn run(&self, number: usize) -> Result<Line, Fault> {
-        let case = self.cases.get(number).cloned().unwrap_or(Case {
-            stdin: Data::default(),
-            arguments: Vec::new(),
-            expected: None,
-        });
-        let mut submission = self.submission.clone();
-        if !case.stdin.0.is_empty() {
-            submission.stdin = case.stdin.0;
+    fn new(app: Arc<App>, caller: Caller, request: BatchRequest) -> Result<Self, Error> {
+        if request.cases.is_empty() {
+            return Err(Error::invalid("cases", "[]", "at least one"));
         }
-        submission.arguments.extend(case.arguments);
+        let submission = request.submission.into_submission(&app)?;
+        let (cases, checker) = (request.cases, request.checker);
+        Ok(Self { app, caller, submission, cases, checker, stops: request.stop_at_first_failure })
+    }
+
+    async fn run(&self, number: usize) -> Result<Line, Fault> {
+        let case = &self.cases[number];
+        let mut submission = self.submission.clone();
+        if let Some(stdin) = &case.stdin {
+            submission.stdin.clone_from(&stdin.0);
+        }
+        submission.arguments.extend_from_slice(&case.arguments);
         let outcome = self.app.run(&self.caller.client, submission).await?.into_outcome();
         let passed = self.passes(&outcome, case.expected.as_ref());
         Ok(Line { case: number, passed, result: RunAnswer::new(&self.caller, outcome) })

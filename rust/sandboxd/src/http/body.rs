@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_LENGTH;
 use axum::response::Response;
+use serde::de::DeserializeOwned;
 
 use super::answer;
 use crate::app::App;
@@ -30,9 +31,19 @@ pub async fn read(app: &App, request: Request) -> Result<Bytes, Response> {
     match tokio::time::timeout(within, to_bytes(request.into_body(), most)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if is_over(&error) => Err(too_large()),
-        Ok(Err(_)) => Err(answer::fault(StatusCode::BAD_REQUEST, "the body is cut")),
+        Ok(Err(_)) => Err(answer::invalid("the body is cut")),
         Err(_) => Err(answer::fault(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     }
+}
+
+/// Reads it whole, as JSON.
+///
+/// # Errors
+///
+/// Those of [`read`], and the answer to one that says something else (400).
+pub async fn read_json<T: DeserializeOwned>(app: &App, request: Request) -> Result<T, Response> {
+    let bytes = read(app, request).await?;
+    serde_json::from_slice(&bytes).map_err(|error| answer::invalid(&error.to_string()))
 }
 
 fn is_over(error: &axum::Error) -> bool {

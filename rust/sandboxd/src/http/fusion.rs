@@ -78,17 +78,17 @@ pub async fn run_code(
             Json(reply).into_response()
         }
         Err(fault) => {
-            answer::of_fault(&caller, &fault, |message| Faults::of_value(&message).into_response())
+            answer::of_fault(&caller, &fault, |message| Faults::of_value(message).into_response())
         }
     }
 }
 
 /// Why a language of its enum cannot be run here.
 fn missing(app: &App, language: &str) -> Option<String> {
-    match app.sandbox.languages().get(language) {
+    match app.sandbox.missing(language) {
         None => Some(format!("{language:?} is not among this daemon's languages")),
-        Some(missing) if missing.is_empty() => None,
-        Some(missing) => Some(missing.clone()),
+        Some("") => None,
+        Some(missing) => Some(missing.to_owned()),
     }
 }
 

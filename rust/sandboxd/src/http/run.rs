@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::{Extension, Request, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::{Json, body::Bytes};
 use k15_sandbox::language::LimitChanges;
 use k15_sandbox::{Error, Outcome, Submission, Verdict};
 use serde::{Deserialize, Serialize};
@@ -60,26 +59,18 @@ pub async fn run(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {
-    let bytes = match body::read(&app, request).await {
-        Ok(bytes) => bytes,
+    let submission = match body::read_json::<RunRequest>(&app, request).await {
+        Ok(request) => request.into_submission(&app),
         Err(response) => return response,
     };
-    let submission = match submission(&app, &bytes) {
+    let submission = match submission {
         Ok(submission) => submission,
-        Err(message) => return answer::fault(StatusCode::BAD_REQUEST, &message),
+        Err(error) => return answer::invalid(&error.to_string()),
     };
-    drop(bytes);
     match app.run(&caller.client, submission).await {
         Ok(steps) => Json(RunAnswer::new(&caller, steps.into_outcome())).into_response(),
-        Err(fault) => answer::of_fault(&caller, &fault, |message| {
-            answer::fault(StatusCode::BAD_REQUEST, &message)
-        }),
+        Err(fault) => answer::of_fault(&caller, &fault, answer::invalid),
     }
-}
-
-fn submission(app: &App, bytes: &Bytes) -> Result<Submission, String> {
-    let request: RunRequest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    request.into_submission(app)
 }
 
 impl RunRequest {
@@ -87,10 +78,10 @@ impl RunRequest {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in a sentence.
-    pub fn into_submission(self, app: &App) -> Result<Submission, String> {
+    /// What is wrong with it.
+    pub fn into_submission(self, app: &App) -> Result<Submission, Error> {
         for changes in [&self.limits, &self.compile_limits] {
-            within(changes, &app.config.sandbox.most).map_err(|error| error.to_string())?;
+            within(changes, &app.config.sandbox.most)?;
         }
         Ok(Submission {
             source: self.source,
