@@ -10,7 +10,7 @@ HOURS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store sanitize fuzz break-defences test-v2 clean
+.PHONY: help setup build daemon demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store sanitize fuzz break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ $(VENV)/.built: $(VENV)/.ready $(RUST)
 	@bash scripts/build_daemon.sh
 	@$(VENV)/bin/maturin develop --release --quiet >/dev/null
 	@touch $@
+
+daemon: ## the sandbox and its daemon without what training needs: `.venv/bin/k15 sandbox serve`
+	@[ -e $(VENV)/.ready ] || bash scripts/setup.sh $(VENV) core
+	@$(MAKE) --no-print-directory --assume-old=$(VENV)/.ready $(VENV)/.built
 
 demo: build ## train a small model from scratch by the k1.5 recipe (minutes, CPU); SEED=n picks another run
 	@$(VENV)/bin/k15 train recipes/doors.yaml --seed $(SEED) --name doors-seed$(SEED) --overwrite

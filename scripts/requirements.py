@@ -1,12 +1,18 @@
 """Prints what pyproject.toml asks for, one requirement a line: the package's, [train]'s and dev's.
 
-The package itself is left out: maturin installs it, editable, after these.
+The package itself is left out: maturin installs it, editable, after these. With the word `core` only
+what the package needs itself, and maturin.
 """
 
+import sys
 import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())
-print("\n".join(project["project"]["dependencies"]))
-print("\n".join(project["project"]["optional-dependencies"]["train"]))
-print("\n".join(project["dependency-groups"]["dev"]))
+lines = project["project"]["dependencies"]
+if sys.argv[1:] == ["core"]:
+    lines += project["build-system"]["requires"]
+else:
+    lines += project["project"]["optional-dependencies"]["train"]
+    lines += project["dependency-groups"]["dev"]
+print("\n".join(lines))

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes the virtual environment: bash scripts/setup.sh VENV
+# Makes the virtual environment: bash scripts/setup.sh VENV [core]
 # Needs Python >= 3.11 and a Rust toolchain; as root on Debian or Ubuntu it installs what Python's venv lacks.
 set -euo pipefail
 venv=$1
+what=${2:-all}
 python=${PYTHON:-python3}
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -22,5 +23,5 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
-echo "installing Python packages (torch is large: a few minutes on the first run)"
-"$venv/bin/python" scripts/requirements.py | "$venv/bin/python" -m pip install --quiet --requirement /dev/stdin
+[ "$what" = core ] || echo "installing Python packages (torch is large: a few minutes on the first run)"
+"$venv/bin/python" scripts/requirements.py "$what" | "$venv/bin/python" -m pip install --quiet --requirement /dev/stdin

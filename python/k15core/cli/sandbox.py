@@ -1,4 +1,4 @@
-"""`k15 sandbox run`, `k15 sandbox serve` and `k15 sandbox doctor`."""
+"""`k15 sandbox run`, `serve` and `doctor`; `score` is in sandbox_score.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from k15core.cli import sandbox_score
 from k15core.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         add_help=False,
     )
     serve.set_defaults(command=_serve)
+
+    sandbox_score.add_command(actions)
 
     doctor = actions.add_parser(
         "doctor",
