@@ -1,7 +1,7 @@
 """Prints what pyproject.toml asks for, one requirement a line: the package's, [train]'s and dev's.
 
-The package itself is left out: maturin installs it, editable, after these. With the word `core` only
-what the package needs itself, and maturin.
+The package itself is left out: maturin installs it, editable, after these. With the word `core`
+only what the package needs itself, and maturin.
 """
 
 import sys
