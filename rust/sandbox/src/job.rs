@@ -43,6 +43,7 @@ pub struct Job {
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename_all = "snake_case"))]
 pub enum Verdict {
     /// It exited with 0, within its limits.
     Ok,

@@ -30,7 +30,8 @@ use config::Config;
 /// Runs model-written code in sandboxes for whoever asks over HTTP.
 ///
 /// Without a file of settings it listens on 127.0.0.1:8080. POST /run_code has SandboxFusion's contract;
-/// POST /v1/run is its own. GET /health, /ready, /metrics and /v1/languages tell how it is.
+/// POST /v1/run is its own. GET /health, /ready, /metrics and /v1/languages tell how it is;
+/// GET /openapi.json has all of it.
 #[derive(Parser)]
 #[command(name = "k15-sandboxd", version)]
 struct Arguments {
@@ -49,6 +50,9 @@ struct Arguments {
     /// Check the settings, print them whole, and exit.
     #[arg(long)]
     check_config: bool,
+    /// Print the OpenAPI document of what can be asked, and exit.
+    #[arg(long)]
+    openapi: bool,
 }
 
 impl Arguments {
@@ -67,6 +71,10 @@ impl Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.openapi {
+        println!("{:#}", http::document());
+        return ExitCode::SUCCESS;
+    }
     let is_check = arguments.check_config;
     let config = match arguments.config() {
         Ok(config) => config,

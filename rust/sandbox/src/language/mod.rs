@@ -46,6 +46,7 @@ pub struct Language {
 
 /// Limits of which only some are given.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the fields are those of Limits, times in seconds")]
 pub struct LimitChanges {

@@ -4,6 +4,8 @@ use axum::Json;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use super::Caller;
@@ -11,9 +13,25 @@ use crate::app::Fault;
 use crate::log;
 use crate::queue::Refused;
 
+/// Why a request was refused.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Error")]
+pub struct ErrorAnswer {
+    error: Message,
+}
+
+/// What is wrong.
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline)]
+struct Message {
+    /// A sentence.
+    message: String,
+}
+
 /// What is wrong, in a sentence.
 pub fn fault(status: StatusCode, message: &str) -> Response {
-    (status, Json(json!({"error": {"message": message}}))).into_response()
+    let error = Message { message: message.to_owned() };
+    (status, Json(ErrorAnswer { error })).into_response()
 }
 
 /// What is wrong with a request.

@@ -10,11 +10,6 @@ use subtle::ConstantTimeEq;
 use super::answer;
 use crate::app::App;
 
-/// Whether a path tells nothing and does nothing: probes know no token.
-pub fn is_open_to_all(path: &str) -> bool {
-    matches!(path, "/health" | "/ready" | "/v1/ping")
-}
-
 /// Whether the head carries the token: as a bearer token, or as the password of a URL's
 /// `user:password@`, for clients that send no heads of their own.
 pub fn is_allowed(app: &App, headers: &HeaderMap) -> bool {

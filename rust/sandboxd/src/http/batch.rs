@@ -10,16 +10,20 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Request, State};
+use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 use k15_sandbox::{Error, Outcome, Submission, Verdict};
+use schemars::{JsonSchema, json_schema};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::checker::Checker;
 use super::data::Data;
+use super::endpoint::Endpoint;
+use super::object::{Object, object};
 use super::run::{RunAnswer, RunRequest};
 use super::{Caller, answer, body};
 use crate::app::{App, Fault};
@@ -28,14 +32,18 @@ use crate::queue::Refused;
 /// Before a case that was told to come later does.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The request: a source, and what is different from run to run.
-#[derive(Deserialize)]
+/// A program, compiled once, and what is different from run to run.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct BatchRequest {
     /// As `/v1/run` takes it; a case's arguments come after its own.
+    #[serde(deserialize_with = "object")]
     submission: RunRequest,
-    cases: Vec<Case>,
-    #[serde(default)]
+    /// Its inputs; at least one.
+    #[schemars(length(min = 1))]
+    cases: Vec<Object<Case>>,
+    /// How what it prints is compared with what is expected.
+    #[serde(default, deserialize_with = "object")]
     checker: Checker,
     /// Whether no further case is started once one has failed.
     #[serde(default)]
@@ -43,34 +51,59 @@ struct BatchRequest {
 }
 
 /// One input.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "BatchCase")]
 #[serde(deny_unknown_fields)]
 struct Case {
     /// In place of the submission's.
     stdin: Option<Data>,
+    /// What comes after the submission's arguments.
     #[serde(default)]
     arguments: Vec<String>,
     /// What it must print; without it a verdict of `ok` passes.
     expected: Option<Data>,
 }
 
-/// A line of the answer.
-#[derive(Serialize)]
+/// A line of the answer: what became of a case.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "BatchLine")]
 struct Line {
+    /// Its place among the cases, from 0.
     case: usize,
-    /// `None` where the sandbox failed: nothing is known.
+    /// Null where the sandbox failed: nothing is known.
     passed: Option<bool>,
     #[serde(flatten)]
     result: RunAnswer,
 }
 
-/// The last line.
-#[derive(Serialize)]
+/// The last line. Without it an answer is cut.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "BatchTotal")]
 struct Total {
+    /// True.
     done: bool,
+    /// How many cases there were.
     cases: usize,
+    /// How many of them were run.
     run: usize,
+    /// How many passed.
     passed: usize,
+}
+
+/// What this file answers.
+pub fn endpoints() -> Vec<Endpoint> {
+    let about = "A line of JSON for each case, as it ends, and one for the whole.";
+    vec![
+        Endpoint::new(Method::POST, "/v1/batch", batch)
+            .summary("Run a program on many inputs")
+            .takes::<BatchRequest>()
+            .runs()
+            .answers(200, about, "application/x-ndjson", |generator| {
+                let line = generator.subschema_for::<Line>();
+                let total = generator.subschema_for::<Total>();
+                json_schema!({"description": "One line.", "anyOf": [line, total]})
+            }),
+    ]
 }
 
 /// What all cases share.
@@ -78,13 +111,13 @@ struct Batch {
     app: Arc<App>,
     caller: Caller,
     submission: Submission,
-    cases: Vec<Case>,
+    cases: Vec<Object<Case>>,
     checker: Checker,
     stops: bool,
 }
 
 /// Runs them.
-pub async fn batch(
+async fn batch(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     request: Request,

@@ -10,6 +10,7 @@ use axum::response::Response;
 use serde::de::DeserializeOwned;
 
 use super::answer;
+use super::object::Object;
 use crate::app::App;
 
 /// Reads it whole.
@@ -43,7 +44,8 @@ pub async fn read(app: &App, request: Request) -> Result<Bytes, Response> {
 /// Those of [`read`], and the answer to one that says something else (400).
 pub async fn read_json<T: DeserializeOwned>(app: &App, request: Request) -> Result<T, Response> {
     let bytes = read(app, request).await?;
-    serde_json::from_slice(&bytes).map_err(|error| answer::invalid(&error.to_string()))
+    let read = serde_json::from_slice::<Object<T>>(&bytes);
+    read.map(|object| object.0).map_err(|error| answer::invalid(&error.to_string()))
 }
 
 fn is_over(error: &axum::Error) -> bool {

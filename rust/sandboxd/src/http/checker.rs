@@ -1,22 +1,29 @@
 //! Whether what a program printed is what was expected.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// How the two are compared.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields, tag = "kind")]
 pub enum Checker {
     /// Equal but for blanks at the ends of lines and of the whole.
-    Exact,
+    Exact {},
     /// The same words, whatever is between them.
-    #[default]
-    Tokens,
+    Tokens {},
     /// The same words, numbers equal to a relative or absolute tolerance.
     Floats {
         /// The tolerance.
         #[serde(default = "tolerance")]
         tolerance: f64,
     },
+}
+
+// Variants with no fields have none: those without a list of fields pass over any.
+impl Default for Checker {
+    fn default() -> Self {
+        Self::Tokens {}
+    }
 }
 
 fn tolerance() -> f64 {
@@ -27,8 +34,8 @@ impl Checker {
     /// Whether `printed` passes.
     pub fn passes(self, printed: &[u8], expected: &[u8]) -> bool {
         match self {
-            Self::Exact => lines(printed).eq(lines(expected)),
-            Self::Tokens => words(printed).eq(words(expected)),
+            Self::Exact {} => lines(printed).eq(lines(expected)),
+            Self::Tokens {} => words(printed).eq(words(expected)),
             Self::Floats { tolerance } => {
                 let (mut printed, mut expected) = (words(printed), words(expected));
                 loop {
@@ -68,12 +75,12 @@ mod tests {
     fn what_counts_as_equal() {
         let floats = Checker::Floats { tolerance: 1e-6 };
         let cases = [
-            (Checker::Exact, "1 2 \n3\n\n", "1 2\n3", true),
-            (Checker::Exact, "1  2\n3", "1 2\n3", false),
-            (Checker::Exact, " 1", "1", false),
-            (Checker::Tokens, "1\n\t2 3", "1 2\n3\n", true),
-            (Checker::Tokens, "1 2.0", "1 2", false),
-            (Checker::Tokens, "1", "1 2", false),
+            (Checker::Exact {}, "1 2 \n3\n\n", "1 2\n3", true),
+            (Checker::Exact {}, "1  2\n3", "1 2\n3", false),
+            (Checker::Exact {}, " 1", "1", false),
+            (Checker::Tokens {}, "1\n\t2 3", "1 2\n3\n", true),
+            (Checker::Tokens {}, "1 2.0", "1 2", false),
+            (Checker::Tokens {}, "1", "1 2", false),
             (floats, "1 2.0000001", "1 2", true),
             (floats, "1000000.5", "1000000", true),
             (floats, "2.1", "2", false),
@@ -92,9 +99,11 @@ mod tests {
     #[test]
     fn it_is_named_in_json() {
         let read = |text| serde_json::from_str::<Checker>(text);
-        assert_eq!(read(r#"{"kind": "exact"}"#).unwrap(), Checker::Exact);
+        assert_eq!(read(r#"{"kind": "exact"}"#).unwrap(), Checker::Exact {});
         let floats = read(r#"{"kind": "floats", "tolerance": 0.5}"#).unwrap();
         assert_eq!(floats, Checker::Floats { tolerance: 0.5 });
         assert!(read(r#"{"kind": "other"}"#).is_err());
+        assert!(read(r#"{"kind": "exact", "tolerance": 1}"#).is_err());
+        assert!(read(r#"{"kind": "floats", "more": 1}"#).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -26,6 +27,27 @@ impl<'de> Deserialize<'de> for Data {
                 .map(Self)
                 .map_err(|error| D::Error::custom(error.to_string())),
         }
+    }
+}
+
+impl JsonSchema for Data {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Data".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Bytes: a string where they are UTF-8, an object where they are not.",
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "properties": {"base64": {"type": "string", "contentEncoding": "base64"}},
+                    "required": ["base64"],
+                    "additionalProperties": false,
+                },
+            ],
+        })
     }
 }
 

@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
+use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k15_sandbox::language::LimitChanges;
 use k15_sandbox::{Limits, Outcome, Steps, Submission, Verdict};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::endpoint::Endpoint;
 use super::fusion_request::{Faults, RunCode};
 use super::{Caller, answer, body, run};
 use crate::app::App;
@@ -24,29 +27,78 @@ use crate::app::App;
 /// What is kept of each output, as its server does.
 const OUTPUT_BYTES: usize = 1 << 20;
 
-/// The answer.
-#[derive(Default, Serialize)]
+/// SandboxFusion's answer.
+#[derive(Default, JsonSchema, Serialize)]
+#[schemars(rename = "RunCodeResponse")]
 struct RunCodeAnswer {
-    status: &'static str,
+    /// What became of the whole.
+    status: RunStatus,
+    /// What the sandbox has to say of its own fault.
     message: String,
+    /// Null if nothing was compiled.
     compile_result: Option<Command>,
+    /// Null if it was not run.
     run_result: Option<Command>,
+    /// The daemon's `pod_name`.
     executor_pod_name: Option<String>,
+    /// Those of the wanted files that are there, in base64.
     files: BTreeMap<String, String>,
 }
 
+/// What became of a request.
+#[derive(Debug, Default, JsonSchema, PartialEq, Serialize)]
+enum RunStatus {
+    /// Every command ended with 0.
+    #[default]
+    Success,
+    /// A command ended otherwise, or was out of time.
+    Failed,
+    /// The sandbox's own fault, or a language that is not here.
+    SandboxError,
+}
+
 /// What became of one command.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "CommandRunResult")]
 struct Command {
-    status: &'static str,
+    /// How it ended.
+    status: CommandStatus,
+    /// Seconds.
     execution_time: Option<f64>,
+    /// Its exit code, or -N if signal N ended it.
     return_code: Option<i32>,
+    /// The first megabyte that it wrote.
     stdout: Option<String>,
+    /// The first megabyte that it wrote to its standard error.
     stderr: Option<String>,
 }
 
+/// How a command ended.
+#[derive(Debug, JsonSchema, PartialEq, Serialize)]
+enum CommandStatus {
+    /// By itself, or by a signal.
+    Finished,
+    /// Not at all: the sandbox failed.
+    Error,
+    /// It was out of time.
+    TimeLimitExceeded,
+}
+
+/// What this file answers.
+pub fn endpoints() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(Method::POST, "/run_code", run_code)
+            .summary("Run a program, by SandboxFusion's contract")
+            .takes::<RunCode>()
+            .runs()
+            .gives::<RunCodeAnswer>(200, "What became of it, whatever its status.")
+            .refuses(400, "The body is cut.")
+            .gives::<Faults>(422, "The request makes no sense; what is wrong is listed."),
+    ]
+}
+
 /// Runs it.
-pub async fn run_code(
+async fn run_code(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     request: Request,
@@ -59,10 +111,12 @@ pub async fn run_code(
         Ok(asked) => asked,
         Err(faults) => return faults.into_response(),
     };
-    let mut reply = RunCodeAnswer { status: "Success", ..RunCodeAnswer::default() };
-    reply.executor_pod_name.clone_from(&app.config.pod_name);
+    let mut reply = RunCodeAnswer {
+        executor_pod_name: app.config.pod_name.clone(),
+        ..RunCodeAnswer::default()
+    };
     if let Some(missing) = missing(&app, asked.language) {
-        (reply.status, reply.message) = ("SandboxError", missing);
+        (reply.status, reply.message) = (RunStatus::SandboxError, missing);
         return Json(reply).into_response();
     }
     let submission = submission(asked);
@@ -132,9 +186,9 @@ fn fill(reply: &mut RunCodeAnswer, caller: &Caller, mut steps: Steps) {
     }
     let ended: Vec<&Outcome> = [&steps.compile, &steps.run].into_iter().flatten().collect();
     if let Some(broken) = ended.iter().find(|outcome| outcome.verdict == Verdict::SandboxError) {
-        (reply.status, reply.message) = ("SandboxError", run::message(caller, broken));
+        (reply.status, reply.message) = (RunStatus::SandboxError, run::message(caller, broken));
     } else if ended.iter().any(|outcome| outcome.verdict != Verdict::Ok) || steps.run.is_none() {
-        reply.status = "Failed";
+        reply.status = RunStatus::Failed;
     }
     reply.compile_result = steps.compile.map(|outcome| command(caller, outcome));
     reply.run_result = steps.run.map(|outcome| command(caller, outcome));
@@ -142,9 +196,9 @@ fn fill(reply: &mut RunCodeAnswer, caller: &Caller, mut steps: Steps) {
 
 fn command(caller: &Caller, outcome: Outcome) -> Command {
     let (status, return_code) = match outcome.verdict {
-        Verdict::SandboxError => ("Error", None),
-        Verdict::WallLimit | Verdict::CpuLimit => ("TimeLimitExceeded", None),
-        _ => ("Finished", outcome.exit_code.or(outcome.signal.map(|signal| -signal))),
+        Verdict::SandboxError => (CommandStatus::Error, None),
+        Verdict::WallLimit | Verdict::CpuLimit => (CommandStatus::TimeLimitExceeded, None),
+        _ => (CommandStatus::Finished, outcome.exit_code.or(outcome.signal.map(|signal| -signal))),
     };
     if outcome.verdict == Verdict::SandboxError {
         let stderr = Some(answer::own_fault(caller));
@@ -178,7 +232,7 @@ mod tests {
 
     fn reply(compile: Option<Outcome>, run: Option<Outcome>) -> RunCodeAnswer {
         let caller = Caller { client: String::new(), request_id: "r".into() };
-        let mut reply = RunCodeAnswer { status: "Success", ..RunCodeAnswer::default() };
+        let mut reply = RunCodeAnswer::default();
         fill(&mut reply, &caller, Steps { compile, run });
         reply
     }
@@ -186,15 +240,15 @@ mod tests {
     #[test]
     fn each_ending_has_its_status() {
         let ok = || Some(ended(Verdict::Ok, Some(0), None));
-        assert_eq!(reply(None, ok()).status, "Success");
-        assert_eq!(reply(ok(), ok()).status, "Success");
+        assert_eq!(reply(None, ok()).status, RunStatus::Success);
+        assert_eq!(reply(ok(), ok()).status, RunStatus::Success);
         let cases = [
-            (ended(Verdict::NonzeroExit, Some(3), None), "Finished", Some(3)),
-            (ended(Verdict::Signalled, None, Some(11)), "Finished", Some(-11)),
-            (ended(Verdict::MemoryLimit, None, Some(9)), "Finished", Some(-9)),
-            (ended(Verdict::OutputLimit, None, Some(9)), "Finished", Some(-9)),
-            (ended(Verdict::WallLimit, None, Some(9)), "TimeLimitExceeded", None),
-            (ended(Verdict::CpuLimit, None, Some(9)), "TimeLimitExceeded", None),
+            (ended(Verdict::NonzeroExit, Some(3), None), CommandStatus::Finished, Some(3)),
+            (ended(Verdict::Signalled, None, Some(11)), CommandStatus::Finished, Some(-11)),
+            (ended(Verdict::MemoryLimit, None, Some(9)), CommandStatus::Finished, Some(-9)),
+            (ended(Verdict::OutputLimit, None, Some(9)), CommandStatus::Finished, Some(-9)),
+            (ended(Verdict::WallLimit, None, Some(9)), CommandStatus::TimeLimitExceeded, None),
+            (ended(Verdict::CpuLimit, None, Some(9)), CommandStatus::TimeLimitExceeded, None),
         ];
         for (outcome, status, code) in cases {
             let name = outcome.verdict.name();
@@ -202,7 +256,7 @@ mod tests {
             let run = failed.run_result.unwrap();
             assert_eq!(
                 (failed.status, run.status, run.return_code),
-                ("Failed", status, code),
+                (RunStatus::Failed, status, code),
                 "{name}"
             );
         }
@@ -211,7 +265,7 @@ mod tests {
     #[test]
     fn a_compilers_failure_leaves_no_run() {
         let failed = reply(Some(ended(Verdict::NonzeroExit, Some(1), None)), None);
-        assert_eq!(failed.status, "Failed");
+        assert_eq!(failed.status, RunStatus::Failed);
         assert_eq!(failed.compile_result.unwrap().return_code, Some(1));
         assert!(failed.run_result.is_none());
     }
@@ -219,7 +273,7 @@ mod tests {
     #[test]
     fn the_sandboxs_own_fault_tells_nothing_of_the_host() {
         let broken = reply(None, Some(Outcome::sandbox_error("cannot start /home/of/ours")));
-        assert_eq!(broken.status, "SandboxError");
+        assert_eq!(broken.status, RunStatus::SandboxError);
         assert!(!serde_json::to_string(&broken).unwrap().contains("/home"));
     }
 }

@@ -8,6 +8,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// The names in its enum of languages (sandbox/runners/types.py), and ours where they differ.
@@ -43,47 +45,114 @@ const LANGUAGES: [(&str, &str); 29] = [
     ("racket", "racket"),
 ];
 
-/// What is asked for.
-#[derive(Debug, PartialEq)]
+/// SandboxFusion's request. As its server does, this takes numbers that are written as text, and passes
+/// over fields that it does not know.
+#[derive(Debug, JsonSchema, PartialEq)]
+#[schemars(rename = "RunCodeRequest")]
 pub struct RunCode {
     /// Seconds.
+    #[schemars(default = "timeout")]
     pub compile_timeout: f64,
     /// Seconds.
+    #[schemars(default = "timeout")]
     pub run_timeout: f64,
-    /// -1: none.
+    /// -1: the daemon's own.
+    #[schemars(rename = "memory_limit_MB", default = "no_memory_limit")]
     pub memory_limit_mb: i64,
     /// The program.
     pub code: String,
     /// What it can read.
+    #[schemars(default)]
     pub stdin: Option<String>,
-    /// Our name of its language.
+    /// Its language.
+    #[schemars(schema_with = "languages")]
     pub language: &'static str,
-    /// Files by path.
+    /// Files in base64, by path; null is passed over.
+    #[schemars(default, with = "BTreeMap<String, Option<String>>")]
     pub files: BTreeMap<String, Vec<u8>>,
-    /// Files that are wanted.
+    /// Files that are wanted back.
+    #[schemars(default)]
     pub fetch_files: Vec<String>,
-    /// For the languages that take arguments.
+    /// What follows the program's name on its command line.
+    #[schemars(default)]
     pub args: Vec<String>,
 }
 
+fn timeout() -> f64 {
+    10.0
+}
+
+fn no_memory_limit() -> i64 {
+    -1
+}
+
+fn languages(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": LANGUAGES.map(|(name, _)| name)})
+}
+
 /// What is wrong with a request.
-#[derive(Debug)]
-pub struct Faults(Vec<Value>);
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "ValidationError")]
+pub struct Faults {
+    detail: Vec<Fault>,
+}
+
+/// One thing that is wrong with it.
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(inline)]
+struct Fault {
+    /// pydantic's name of it.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// Where.
+    loc: Vec<Place>,
+    /// A sentence.
+    msg: String,
+    /// What was given there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<Value>,
+    /// What the sentence was made with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ctx: Option<BTreeMap<&'static str, String>>,
+}
+
+/// A step on the way to a value.
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(inline)]
+#[serde(untagged)]
+enum Place {
+    /// A field.
+    Field(String),
+    /// A place in a list, or in the text.
+    At(usize),
+}
 
 impl Faults {
     /// A request that is well formed and makes no sense to the sandbox.
     pub fn of_value(message: &str) -> Self {
-        Self(vec![json!({"type": "value_error", "loc": ["body"], "msg": message})])
+        Self::one(Fault {
+            kind: "value_error",
+            loc: vec![Place::Field("body".into())],
+            msg: message.into(),
+            input: None,
+            ctx: None,
+        })
     }
 
     /// The answer.
     pub fn into_response(self) -> Response {
-        (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"detail": self.0}))).into_response()
+        (StatusCode::UNPROCESSABLE_ENTITY, Json(self)).into_response()
     }
 
-    fn add(&mut self, kind: &str, place: &[&str], message: &str, input: &Value) {
-        let place: Vec<&str> = ["body"].iter().chain(place).copied().collect();
-        self.0.push(json!({"type": kind, "loc": place, "msg": message, "input": input}));
+    fn add(&mut self, kind: &'static str, place: &[&str], message: &str, input: &Value) {
+        let words = ["body"].iter().chain(place);
+        let loc = words.map(|word| Place::Field((*word).to_owned())).collect();
+        let (msg, input) = (message.to_owned(), Some(input.clone()));
+        self.detail.push(Fault { kind, loc, msg, input, ctx: None });
+    }
+
+    fn one(fault: Fault) -> Self {
+        Self { detail: vec![fault] }
     }
 }
 
@@ -95,12 +164,15 @@ impl RunCode {
     /// Every fault that it has.
     pub fn parse(body: &[u8]) -> Result<Self, Faults> {
         let value: Value = serde_json::from_slice(body).map_err(|error| {
-            let place = json!(["body", error.column()]);
-            let (kind, message) = ("json_invalid", "JSON decode error");
-            Faults(vec![json!({"type": kind, "loc": place, "msg": message, "input": {},
-                               "ctx": {"error": error.to_string()}})])
+            Faults::one(Fault {
+                kind: "json_invalid",
+                loc: vec![Place::Field("body".into()), Place::At(error.column())],
+                msg: "JSON decode error".into(),
+                input: Some(json!({})),
+                ctx: Some(BTreeMap::from([("error", error.to_string())])),
+            })
         })?;
-        let mut reader = Reader { faults: Faults(Vec::new()), fields: Map::new() };
+        let mut reader = Reader { faults: Faults { detail: Vec::new() }, fields: Map::new() };
         match value {
             Value::Object(fields) => reader.fields = fields,
             other => {
@@ -112,7 +184,7 @@ impl RunCode {
         let request = Self {
             compile_timeout: reader.seconds("compile_timeout"),
             run_timeout: reader.seconds("run_timeout"),
-            memory_limit_mb: reader.integer("memory_limit_MB", -1),
+            memory_limit_mb: reader.integer("memory_limit_MB", no_memory_limit()),
             code: reader.required_text("code"),
             stdin: reader.optional_text("stdin"),
             language: reader.language(),
@@ -120,7 +192,7 @@ impl RunCode {
             fetch_files: reader.texts("fetch_files"),
             args: reader.texts("args"),
         };
-        if reader.faults.0.is_empty() { Ok(request) } else { Err(reader.faults) }
+        if reader.faults.detail.is_empty() { Ok(request) } else { Err(reader.faults) }
     }
 }
 
@@ -132,7 +204,7 @@ struct Reader {
 
 impl Reader {
     fn seconds(&mut self, name: &str) -> f64 {
-        let Some(value) = self.fields.remove(name) else { return 10.0 };
+        let Some(value) = self.fields.remove(name) else { return timeout() };
         let parsed = match &value {
             Value::Number(number) => number.as_f64(),
             Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
@@ -141,7 +213,7 @@ impl Reader {
         };
         parsed.unwrap_or_else(|| {
             self.faults.add("float_type", &[name], "Input should be a valid number", &value);
-            10.0
+            timeout()
         })
     }
 
@@ -189,9 +261,9 @@ impl Reader {
     }
 
     fn language(&mut self) -> &'static str {
-        let before = self.faults.0.len();
+        let before = self.faults.detail.len();
         let given = self.required_text("language");
-        if self.faults.0.len() > before {
+        if self.faults.detail.len() > before {
             return "";
         }
         if let Some((_, ours)) = LANGUAGES.iter().find(|(name, _)| *name == given) {
@@ -202,13 +274,13 @@ impl Reader {
             Some((last, others)) => format!("{} or {last}", others.join(", ")),
             None => String::new(),
         };
-        self.faults.0.push(json!({
-            "type": "literal_error",
-            "loc": ["body", "language"],
-            "msg": format!("Input should be {expected}"),
-            "input": given,
-            "ctx": {"expected": expected},
-        }));
+        self.faults.detail.push(Fault {
+            kind: "literal_error",
+            loc: ["body", "language"].map(|word| Place::Field(word.into())).into(),
+            msg: format!("Input should be {expected}"),
+            input: Some(given.into()),
+            ctx: Some(BTreeMap::from([("expected", expected)])),
+        });
         ""
     }
 
@@ -294,18 +366,47 @@ mod tests {
         assert_eq!(request.files, BTreeMap::from([("a".to_owned(), b"x".to_vec())]));
     }
 
+    fn places(faults: &Faults) -> Vec<String> {
+        let word = |place: &Place| match place {
+            Place::Field(name) => name.clone(),
+            Place::At(index) => index.to_string(),
+        };
+        let place = |fault: &Fault| fault.loc.iter().map(word).collect::<Vec<_>>().join(".");
+        faults.detail.iter().map(place).collect()
+    }
+
+    #[test]
+    fn the_schema_has_the_fields_that_are_read() {
+        let schema = schemars::schema_for!(RunCode);
+        let fields = schema.get("properties").unwrap().as_object().unwrap();
+        assert_eq!(schema.get("required").unwrap(), &json!(["code", "language"]));
+        // A field that is read complains of what it cannot be.
+        for (name, field) in fields {
+            let body = json!({"code": "", "language": "python", name: [[]]});
+            let faults = RunCode::parse(body.to_string().as_bytes()).unwrap_err();
+            assert!(places(&faults)[0].starts_with(&format!("body.{name}")), "{name}");
+            // And its default is what it is without it.
+            let Some(default) = field.get("default") else { continue };
+            let mut body = json!({"code": "", "language": "python"});
+            let without = RunCode::parse(body.to_string().as_bytes()).unwrap();
+            body[name] = default.clone();
+            assert_eq!(RunCode::parse(body.to_string().as_bytes()).unwrap(), without, "{name}");
+        }
+        for name in field_names(&fields["language"]) {
+            let body = json!({"code": "", "language": name});
+            assert!(RunCode::parse(body.to_string().as_bytes()).is_ok(), "{name}");
+        }
+    }
+
+    fn field_names(schema: &Value) -> Vec<&str> {
+        schema["enum"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect()
+    }
+
     #[test]
     fn every_fault_is_named() {
         let body = br#"{"language": "cobol", "run_timeout": [], "memory_limit_MB": 1.5, "stdin": 1,
                         "files": {"a": "*", "b": 2}, "fetch_files": ["a", 3], "args": {}}"#;
-        let faults = RunCode::parse(body).unwrap_err().0;
-        let places: Vec<String> = faults
-            .iter()
-            .map(|fault| {
-                let words = fault["loc"].as_array().unwrap();
-                words.iter().map(|word| word.as_str().unwrap()).collect::<Vec<_>>().join(".")
-            })
-            .collect();
+        let places = places(&RunCode::parse(body).unwrap_err());
         let expected = [
             "body.run_timeout",
             "body.memory_limit_MB",
@@ -319,7 +420,7 @@ mod tests {
         ];
         assert_eq!(places, expected);
         for body in [&b"[]"[..], b"{", b"\xff", b""] {
-            assert_eq!(RunCode::parse(body).unwrap_err().0.len(), 1);
+            assert_eq!(RunCode::parse(body).unwrap_err().detail.len(), 1);
         }
     }
 }

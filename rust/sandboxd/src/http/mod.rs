@@ -6,13 +6,17 @@ mod batch;
 mod body;
 mod checker;
 mod data;
+mod endpoint;
 mod fusion;
 mod fusion_request;
+mod object;
+mod openapi;
 mod operate;
 mod run;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use axum::Router;
@@ -20,9 +24,10 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{get, post};
 use serde_json::json;
 
+use self::endpoint::Endpoint;
+pub use self::openapi::document;
 use crate::app::App;
 use crate::log;
 use crate::server::Peer;
@@ -39,17 +44,27 @@ pub struct Caller {
     pub request_id: String,
 }
 
+/// All that can be asked. `endpoint.rs` says how one is added.
+fn endpoints() -> Vec<Endpoint> {
+    [
+        fusion::endpoints(),
+        run::endpoints(),
+        batch::endpoints(),
+        operate::endpoints(),
+        openapi::endpoints(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
 /// All paths.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/run_code", post(fusion::run_code))
-        .route("/v1/ping", get(operate::ping))
-        .route("/v1/run", post(run::run))
-        .route("/v1/batch", post(batch::batch))
-        .route("/v1/languages", get(operate::languages))
-        .route("/health", get(operate::health))
-        .route("/ready", get(operate::ready))
-        .route("/metrics", get(operate::metrics))
+    let route =
+        |router: Router<_>, endpoint: Endpoint| router.route(endpoint.path, endpoint.handler);
+    endpoints()
+        .into_iter()
+        .fold(Router::new(), route)
         .fallback(async || answer::fault(StatusCode::NOT_FOUND, "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             answer::fault(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method")
@@ -65,7 +80,8 @@ async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let method = request.method().clone();
     let caller = Caller { client: client(&request), request_id: request_id(&request) };
     request.extensions_mut().insert(caller.clone());
-    let is_open = auth::is_open_to_all(path) || auth::is_allowed(&app, request.headers());
+    let is_open = PATHS.get(path).is_some_and(|is_open| *is_open)
+        || auth::is_allowed(&app, request.headers());
     let mut response = if is_open {
         next.run(request).await
     } else {
@@ -97,20 +113,19 @@ fn log_request(caller: &Caller, method: &Method, path: &str, status: StatusCode,
     );
 }
 
+/// The paths, and whether each is open to who does not know the token, by all its methods.
+static PATHS: LazyLock<BTreeMap<&str, bool>> = LazyLock::new(|| {
+    let mut paths = BTreeMap::new();
+    for endpoint in endpoints() {
+        *paths.entry(endpoint.path).or_insert(true) &= endpoint.is_open;
+    }
+    paths
+});
+
 /// The route, so that what a caller makes up becomes neither a label nor a log line.
 fn matched(request: &Request) -> &'static str {
-    const PATHS: [&str; 8] = [
-        "/run_code",
-        "/v1/ping",
-        "/v1/run",
-        "/v1/batch",
-        "/v1/languages",
-        "/health",
-        "/ready",
-        "/metrics",
-    ];
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    PATHS.into_iter().find(|path| *path == route).unwrap_or("other")
+    PATHS.get_key_value(route).map_or("other", |(path, _)| path)
 }
 
 fn client(request: &Request) -> String {

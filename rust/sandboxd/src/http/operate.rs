@@ -1,46 +1,94 @@
 //! How the daemon is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::{JsonSchema, SchemaGenerator, json_schema};
+use serde::Serialize;
 
 use super::answer;
+use super::endpoint::Endpoint;
 use crate::app::App;
 
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The process lives.
+#[derive(JsonSchema, Serialize)]
+struct Health {
+    /// `ok`
+    status: &'static str,
+}
+
+/// A request would be taken now.
+#[derive(JsonSchema, Serialize)]
+struct Readiness {
+    /// `ready`
+    status: &'static str,
+    /// Requests that wait for a slot.
+    waiting: usize,
+    /// Slots that are busy.
+    running: usize,
+}
+
+/// What this file answers.
+pub fn endpoints() -> Vec<Endpoint> {
+    let text = |_: &mut SchemaGenerator| json_schema!({"type": "string"});
+    vec![
+        Endpoint::new(Method::GET, "/v1/ping", ping)
+            .summary("SandboxFusion's own sign of life")
+            .open()
+            .answers(200, "The word pong.", "text/plain", text),
+        Endpoint::new(Method::GET, "/v1/languages", languages)
+            .summary("The languages, each with a sentence on what is missing for it")
+            .gives::<BTreeMap<String, String>>(200, "The sentence is empty if nothing is missing."),
+        Endpoint::new(Method::GET, "/health", health)
+            .summary("Whether the process lives")
+            .open()
+            .gives::<Health>(200, "It does."),
+        Endpoint::new(Method::GET, "/ready", ready)
+            .summary("Whether a request would be taken now")
+            .open()
+            .gives::<Readiness>(200, "It would.")
+            .refuses(503, "The queue is full, or the daemon is stopping."),
+        Endpoint::new(Method::GET, "/metrics", metrics)
+            .summary("What was counted, for Prometheus")
+            .answers(200, "In OpenMetrics' text form.", METRICS, text),
+    ]
+}
+
 /// SandboxFusion's own.
-pub async fn ping() -> &'static str {
+async fn ping() -> &'static str {
     "pong"
 }
 
 /// The process lives.
-pub async fn health() -> Response {
-    Json(json!({"status": "ok"})).into_response()
+async fn health() -> Response {
+    Json(Health { status: "ok" }).into_response()
 }
 
 /// Whether a request would be taken now.
-pub async fn ready(State(app): State<Arc<App>>) -> Response {
+async fn ready(State(app): State<Arc<App>>) -> Response {
     let (waiting, running) = app.queue.load();
     if app.queue.is_full() {
         return answer::fault(StatusCode::SERVICE_UNAVAILABLE, "the queue is full, or closed");
     }
-    Json(json!({"status": "ready", "waiting": waiting, "running": running})).into_response()
+    Json(Readiness { status: "ready", waiting, running }).into_response()
 }
 
 /// The languages, each with a sentence on what is missing for it; empty if nothing is.
-pub async fn languages(State(app): State<Arc<App>>) -> Response {
+async fn languages(State(app): State<Arc<App>>) -> Response {
     Json(app.sandbox.languages()).into_response()
 }
 
 /// See `metrics.rs`.
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (waiting, busy) = app.queue.load();
     let pool = app.sandbox.pool();
     let text = app.metrics.text(pool.most(), pool.slots(), busy, waiting);
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], text).into_response()
+    ([(CONTENT_TYPE, METRICS)], text).into_response()
 }

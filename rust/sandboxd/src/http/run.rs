@@ -5,56 +5,93 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
+use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use k15_sandbox::language::LimitChanges;
 use k15_sandbox::{Error, Outcome, Submission, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::data::Data;
+use super::endpoint::Endpoint;
+use super::object::object;
 use super::{Caller, answer, body};
 use crate::app::App;
 use crate::log;
 
-/// The request.
-#[derive(Deserialize)]
+/// A program, and what it is run with.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunRequest {
+    /// The program's text.
     source: String,
+    /// One of `GET /v1/languages`.
+    #[schemars(example = &"python")]
     language: String,
+    /// What follows the program's name on its command line.
     #[serde(default)]
     arguments: Vec<String>,
+    /// What it reads from its standard input.
     #[serde(default)]
     stdin: Data,
+    /// Files in its work directory, by relative path.
     #[serde(default)]
     files: BTreeMap<String, Data>,
+    /// Files of its work directory that are wanted back.
     #[serde(default)]
     fetch: Vec<String>,
-    #[serde(default)]
+    /// Limits of the run that differ from the daemon's own.
+    #[serde(default, deserialize_with = "object")]
     limits: LimitChanges,
-    #[serde(default)]
+    /// Limits of compiling that differ from the daemon's own.
+    #[serde(default, deserialize_with = "object")]
     compile_limits: LimitChanges,
 }
 
-/// The answer: the fields of `k15core.types.RunResult`.
-#[derive(Serialize)]
+/// What became of a run: the fields of `k15core.types.RunResult`.
+#[derive(JsonSchema, Serialize)]
 pub struct RunAnswer {
+    /// How it ended.
+    #[schemars(with = "Verdict")]
     verdict: &'static str,
+    /// Its exit code, if it exited.
     exit_code: Option<i32>,
+    /// The signal that ended it, if one did.
     signal: Option<i32>,
+    /// What it wrote, up to `output_bytes`.
     stdout: Data,
+    /// What it wrote to its standard error; the compiler's messages if it does not compile.
     stderr: Data,
+    /// Whether either is cut.
     truncated: bool,
+    /// Processor time of all its processes.
     cpu_seconds: f64,
+    /// From its start to its end.
     wall_seconds: f64,
+    /// The most memory that all its processes held together, in bytes.
     peak_memory: u64,
+    /// Those of the wanted files that are there.
     files: BTreeMap<String, Data>,
+    /// Those that are not given back, with the reason.
     refused_files: BTreeMap<String, String>,
+    /// What there is to say of the verdict; often nothing.
     message: String,
 }
 
+/// What this file answers.
+pub fn endpoints() -> Vec<Endpoint> {
+    vec![
+        Endpoint::new(Method::POST, "/v1/run", run)
+            .summary("Run a program")
+            .takes::<RunRequest>()
+            .runs()
+            .gives::<RunAnswer>(200, "What became of it, whatever the verdict."),
+    ]
+}
+
 /// Runs it.
-pub async fn run(
+async fn run(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     request: Request,
