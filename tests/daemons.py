@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openapi
 import pytest
 from sandboxes import need
 from slowness import SLOW
@@ -71,7 +72,7 @@ class Daemon:
     def ask(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any]:
-        """The status, and the body: what its JSON says, or text."""
+        """The status, and the body: what its JSON says, or text. The OpenAPI document has it."""
         content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection = self.connect()
         try:
@@ -80,6 +81,7 @@ class Daemon:
             text = response.read().decode()
         finally:
             connection.close()
+        openapi.check_answer(method, path, response.status, response.headers, text)
         try:
             return response.status, json.loads(text)
         except ValueError:
@@ -108,6 +110,8 @@ class Daemon:
     def wait(self) -> int:
         code = self.process.wait(START)
         self._reader.join(START)
+        requests = [line for line in self.log if line["event"] == "request"]
+        assert openapi.undocumented(requests) == set()
         return code
 
 
