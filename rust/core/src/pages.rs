@@ -15,6 +15,12 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 use memmap2::MmapMut;
 
+/// A store past the caches; miri, which knows none, checks the same addresses with an ordinary one.
+#[cfg(all(target_arch = "x86_64", miri))]
+use std::arch::x86_64::_mm_store_si128 as store_past;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+use std::arch::x86_64::_mm_stream_si128 as store_past;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -32,8 +38,8 @@ const LEAST_STREAMED_RECORD: usize = 4 << 10;
 /// Zeroed memory without a file.
 pub(crate) fn anonymous(bytes: usize) -> io::Result<MmapMut> {
     let map = MmapMut::map_anon(bytes)?;
-    // A hint: without it all works the same.
-    #[cfg(target_os = "linux")]
+    // A hint: without it all works the same. miri does not know it.
+    #[cfg(all(target_os = "linux", not(miri)))]
     map.advise(memmap2::Advice::HugePage).ok();
     Ok(map)
 }
@@ -161,11 +167,9 @@ pub(crate) fn copy_parts(to: &mut [u8], parts: &[&[u8]]) {
 
 /// Copies past the caches, whole cache lines of `to` at a time; both are of one length. What lies AHEAD
 /// bytes behind what is read is fetched meanwhile, whatever it is.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(target_arch = "x86_64")]
 fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
-    use std::arch::x86_64::{
-        __m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_stream_si128,
-    };
+    use std::arch::x86_64::{__m128i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch};
     const WIDTH: usize = size_of::<__m128i>();
     let head = to.as_ptr().align_offset(LINE).min(to.len());
     let (to_head, to) = to.split_at_mut(head);
@@ -186,23 +190,23 @@ fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
             // fence of `Pages::settle`.
             unsafe {
                 let piece = _mm_loadu_si128(from.as_ptr().add(at).cast());
-                _mm_stream_si128(to.as_mut_ptr().add(at).cast(), piece);
+                store_past(to.as_mut_ptr().add(at).cast(), piece);
             }
         }
     }
     to_tail.copy_from_slice(from_tail);
 }
 
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+#[cfg(not(target_arch = "x86_64"))]
 fn stream<const AHEAD: usize>(to: &mut [u8], from: &[u8]) {
     to.copy_from_slice(from);
 }
 
 /// Puts `line` past the caches again and again. `to` begins, and a line of it too, where one of the numbers
 /// does of which the line is made, all the same.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(target_arch = "x86_64")]
 fn stream_same(to: &mut [u8], line: &[u8; LINE]) {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    use std::arch::x86_64::{__m128i, _mm_loadu_si128};
     let head = to.as_ptr().align_offset(LINE).min(to.len());
     let (to_head, to) = to.split_at_mut(head);
     to_head.copy_from_slice(&line[..head]);
@@ -213,14 +217,14 @@ fn stream_same(to: &mut [u8], line: &[u8; LINE]) {
             // aligned to lines, and nobody reads it before the fence.
             unsafe {
                 let piece = _mm_loadu_si128(line.as_ptr().add(at).cast());
-                _mm_stream_si128(to.as_mut_ptr().add(at).cast(), piece);
+                store_past(to.as_mut_ptr().add(at).cast(), piece);
             }
         }
     }
     to_tail.copy_from_slice(&line[..to_tail.len()]);
 }
 
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+#[cfg(not(target_arch = "x86_64"))]
 fn stream_same(to: &mut [u8], line: &[u8; LINE]) {
     for to in to.chunks_mut(LINE) {
         to.copy_from_slice(&line[..to.len()]);
@@ -228,11 +232,9 @@ fn stream_same(to: &mut [u8], line: &[u8; LINE]) {
 }
 
 /// Puts 0, 1, 2, … past the caches.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(target_arch = "x86_64")]
 fn stream_places(to: &mut [i32]) {
-    use std::arch::x86_64::{
-        __m128i, _mm_add_epi32, _mm_set1_epi32, _mm_setr_epi32, _mm_stream_si128,
-    };
+    use std::arch::x86_64::{__m128i, _mm_add_epi32, _mm_set1_epi32, _mm_setr_epi32};
     let head = to.as_ptr().align_offset(LINE).min(to.len());
     let (to_head, to) = to.split_at_mut(head);
     count_from(0, to_head);
@@ -244,7 +246,7 @@ fn stream_places(to: &mut [i32]) {
             // into fours. Nobody reads them before the fence of `Pages::settle`. SSE2 is part of x86-64.
             unsafe {
                 let four = _mm_add_epi32(_mm_set1_epi32(at), _mm_setr_epi32(0, 1, 2, 3));
-                _mm_stream_si128(to.as_mut_ptr().cast::<__m128i>(), four);
+                store_past(to.as_mut_ptr().cast::<__m128i>(), four);
             }
         }
         next += 16;
@@ -252,7 +254,7 @@ fn stream_places(to: &mut [i32]) {
     count_from(next, to_tail);
 }
 
-#[cfg(any(not(target_arch = "x86_64"), miri))]
+#[cfg(not(target_arch = "x86_64"))]
 fn stream_places(to: &mut [i32]) {
     count_from(0, to);
 }

@@ -191,6 +191,21 @@ mod tests {
     fn a_word_outside_the_map_is_refused() {
         Map::anonymous(4096).unwrap().publish(4096, 1);
     }
+
+    // Without a file, so that miri can run it.
+    #[test]
+    fn words_may_change_while_they_are_read() {
+        let map = SharedMap { map: MmapMut::map_anon(4096).unwrap().into() };
+        let sum = || map.words().iter().map(|word| word.load(Ordering::Relaxed)).sum::<u64>();
+        let write = || map.words().iter().for_each(|word| word.store(1, Ordering::Relaxed));
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(write);
+            assert!(sum() <= 512);
+            thread.join().unwrap();
+        });
+        assert_eq!(sum(), 512);
+    }
+
     #[test]
     fn two_maps_of_a_shared_file_are_the_same_memory() {
         let (file, ours) = SharedMap::create(600).unwrap();
