@@ -401,6 +401,14 @@ def test_one_source_with_many_cases(running: Daemon) -> None:
     assert failed["cpu_seconds"] > 0
 
 
+def test_a_case_that_makes_no_sense_is_told_so(running: Daemon) -> None:
+    cases: list[object] = [{"stdin": "1 1"}, {"stdin": "1 1", "arguments": ["\0"]}]
+    *_, line, total = batch(running, cases)
+    assert (line["verdict"], line["passed"], line["case"]) == ("sandbox_error", None, 1)
+    assert line["message"].startswith('arguments = "\\0": expected no NUL')
+    assert (total["run"], total["passed"]) == (2, 1)
+
+
 def test_a_batch_can_stop_at_the_first_failure(running: Daemon) -> None:
     cases: list[object] = [{"stdin": "1 1", "expected": "3"}] * 50
     line, total = batch(running, cases, stop_at_first_failure=True)

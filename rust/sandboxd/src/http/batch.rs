@@ -181,6 +181,10 @@ impl Batch {
             match self.run(number).await {
                 Ok(line) => return line,
                 Err(Fault::Refused(Refused::Busy(_))) => tokio::time::sleep(PAUSE).await,
+                Err(Fault::Sandbox(error @ Error::InvalidInput { .. })) => {
+                    let result = RunAnswer::invalid(&error);
+                    return Line { case: number, passed: None, result };
+                }
                 Err(_) => {
                     let outcome = Outcome::sandbox_error("the case was not run");
                     let result = RunAnswer::new(&self.caller, outcome);

@@ -138,6 +138,15 @@ impl RunAnswer {
     /// What became of a run.
     pub fn new(caller: &Caller, outcome: Outcome) -> Self {
         let message = message(caller, &outcome);
+        Self::saying(message, outcome)
+    }
+
+    /// A run that makes no sense.
+    pub fn invalid(error: &Error) -> Self {
+        Self::saying(error.to_string(), Outcome::sandbox_error(""))
+    }
+
+    fn saying(message: String, outcome: Outcome) -> Self {
         let files = outcome.files.into_iter().map(|(path, content)| (path, Data(content)));
         Self {
             verdict: outcome.verdict.name(),
