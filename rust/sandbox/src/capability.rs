@@ -76,10 +76,11 @@ pub fn capabilities(host: &Host) -> Vec<Capability> {
 }
 
 /// What the direct way needs to keep runs apart by users of their own.
-const NEEDED: [(&str, u32); 6] = [
+const NEEDED: [(&str, u32); 7] = [
     ("CAP_SYS_ADMIN", capability::SYS_ADMIN),
     ("CAP_SETUID", capability::SETUID),
     ("CAP_SETGID", capability::SETGID),
+    ("CAP_SETPCAP", capability::SETPCAP),
     ("CAP_CHOWN", capability::CHOWN),
     ("CAP_DAC_OVERRIDE", capability::DAC_OVERRIDE),
     ("CAP_MKNOD", capability::MKNOD),
