@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,8 +83,11 @@ class Browser:
                 return reply["result"]
             self.events.append(reply)
 
-    def open(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Show a file in a window of the given width, in light or in dark, and wait for it."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Show a file, or what is at an address, and wait for it.
+
+        The window has the given width, in light or in dark.
+        """
         self.events.clear()
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -94,7 +98,8 @@ class Browser:
         )
         preference = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[preference])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             self.events.append(self._read())
         # Complaints and requests of the first painting come after the load event.
@@ -106,6 +111,21 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
+
+    def wait_for(self, expression: str, *, seconds: float) -> None:
+        """Wait until a JavaScript expression holds in the page."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, (
+                f"{expression}: {self.evaluate('document.body.innerText')}"
+            )
+            time.sleep(0.02)
+
+    def press(self, key: str, *, code: int, modifiers: int = 0) -> None:
+        """Press a key and let it go, where the focus is; 1 is Alt, 2 Control, 8 Shift."""
+        common = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        self.call("Input.dispatchKeyEvent", type="rawKeyDown", **common)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def requests(self) -> list[str]:
         """Every address that the page asked for, data: left out."""

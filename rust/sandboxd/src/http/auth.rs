@@ -30,6 +30,12 @@ pub fn is_allowed(app: &App, headers: &HeaderMap) -> bool {
     given.ct_eq(token.as_bytes()).into()
 }
 
+/// Whether a browser says that it asks on behalf of another site's page. Such a page could have programs
+/// run by a daemon that only this machine reaches, and that therefore asks for no token.
+pub fn is_of_another_site(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+}
+
 /// The answer to whoever may not.
 pub fn refusal() -> Response {
     let message = "expected the daemon's token: Authorization: Bearer TOKEN";

@@ -77,6 +77,7 @@ impl Endpoint {
         let answers = BTreeMap::new();
         Self { path, handler, is_open: false, method, summary: "", request: None, answers }
             .refuses(401, "The daemon's token is wanted.")
+            .refuses(403, "A browser asks for another site's page.")
     }
 
     /// Says what it does, in a few words.
@@ -86,7 +87,7 @@ impl Endpoint {
 
     /// It tells nothing and does nothing that needs the token.
     pub fn open(mut self) -> Self {
-        self.answers.remove(&401);
+        self.answers.retain(|status, _| *status < 400);
         Self { is_open: true, ..self }
     }
 

@@ -12,6 +12,7 @@ mod fusion_request;
 mod object;
 mod openapi;
 mod operate;
+mod page;
 mod run;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,7 @@ fn endpoints() -> Vec<Endpoint> {
         batch::endpoints(),
         operate::endpoints(),
         openapi::endpoints(),
+        page::endpoints(),
     ]
     .into_iter()
     .flatten()
@@ -80,9 +82,11 @@ async fn gate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> 
     let method = request.method().clone();
     let caller = Caller { client: client(&request), request_id: request_id(&request) };
     request.extensions_mut().insert(caller.clone());
-    let is_open = PATHS.get(path).is_some_and(|is_open| *is_open)
-        || auth::is_allowed(&app, request.headers());
-    let mut response = if is_open {
+    let is_open = PATHS.get(path).is_some_and(|is_open| *is_open);
+    let mut response = if !is_open && auth::is_of_another_site(request.headers()) {
+        app.metrics.rejected("site");
+        answer::fault(StatusCode::FORBIDDEN, "a page of another site asks for this")
+    } else if is_open || auth::is_allowed(&app, request.headers()) {
         next.run(request).await
     } else {
         app.metrics.rejected("token");

@@ -33,6 +33,8 @@ struct Readiness {
     waiting: usize,
     /// Slots that are busy.
     running: usize,
+    /// The most slots that there are.
+    slots: usize,
 }
 
 /// What this file answers.
@@ -77,7 +79,8 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     if app.queue.is_full() {
         return answer::fault(StatusCode::SERVICE_UNAVAILABLE, "the queue is full, or closed");
     }
-    Json(Readiness { status: "ready", waiting, running }).into_response()
+    let slots = app.sandbox.pool().most();
+    Json(Readiness { status: "ready", waiting, running, slots }).into_response()
 }
 
 /// The languages, each with a sentence on what is missing for it; empty if nothing is.
