@@ -52,8 +52,7 @@ impl Cache {
         submission: &Submission,
         compile: impl FnOnce() -> Result<Compiled>,
     ) -> Result<Arc<Compiled>> {
-        let key =
-            (submission.language.clone(), submission.source.clone(), submission.files.clone());
+        let key = key(submission);
         let place = {
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(kept.places.entry(key.clone()).or_default())
@@ -78,6 +77,14 @@ impl Cache {
         Ok(compiled)
     }
 
+    /// Whether the next [`Cache::get`] would find what was made.
+    pub(crate) fn has(&self, submission: &Submission) -> bool {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = kept.places.get(&key(submission)) else { return false };
+        // One that is held is being compiled.
+        place.try_lock().is_ok_and(|filled| filled.is_some())
+    }
+
     fn forget(&self, key: &Key) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).places.remove(key);
     }
@@ -93,6 +100,10 @@ impl Cache {
             kept.places.remove(&oldest);
         }
     }
+}
+
+fn key(submission: &Submission) -> Key {
+    (submission.language.clone(), submission.source.clone(), submission.files.clone())
 }
 
 /// What an entry takes: the key is held twice.
@@ -126,6 +137,7 @@ mod tests {
     fn a_source_is_compiled_once() {
         let cache = Cache::default();
         cache.get(&submission("a"), || made(1)).unwrap();
+        assert!(cache.has(&submission("a")) && !cache.has(&submission("b")));
         cache.get(&submission("a"), || panic!("compiled twice")).unwrap();
         let mut other = 0;
         cache

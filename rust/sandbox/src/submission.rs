@@ -21,6 +21,8 @@ pub struct Submission {
     pub stdin: Vec<u8>,
     /// Files in the work directory, by relative path.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// More of them, which the compiler does not see: one that has them anew is not compiled anew.
+    pub run_files: BTreeMap<String, Vec<u8>>,
     /// Files that are wanted when it has ended, by relative path.
     pub fetch: Vec<String>,
     /// What it may use, over the sandbox's and the language's own.
@@ -115,6 +117,10 @@ impl Sandbox {
         self.check_share(&limits)?;
         let mut job = self.job(submission, ready, limits);
         job.stdin.clone_from(&submission.stdin);
+        for (path, content) in &submission.run_files {
+            let content = content.clone();
+            job.files.insert(path.clone(), InputFile { content, executable: false });
+        }
         job.fetch.clone_from(&submission.fetch);
         let mut compile = None;
         if let Some(command) = &language.compile {
@@ -133,6 +139,13 @@ impl Sandbox {
         }
         set_command(&mut job, ready, &language.run, &submission.arguments);
         Ok(Steps { compile, run: Some(self.pool.run(&job)?) })
+    }
+
+    /// Whether a run of this would compile first: its language does, and no artifacts of it are kept.
+    #[must_use]
+    pub fn must_compile(&self, submission: &Submission) -> bool {
+        let ready = self.languages.get(&submission.language);
+        ready.is_ok_and(|ready| ready.language.compile.is_some()) && !self.compiled.has(submission)
     }
 
     /// Runs all `submissions`, keeping as many slots busy as there are; results are in their order.

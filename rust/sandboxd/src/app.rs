@@ -6,7 +6,7 @@ use k15_sandbox::{Cancel, Sandbox, Steps, Submission};
 
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::queue::{Queue, Refused};
+use crate::queue::{Call, Queue, Refused};
 
 /// Why the daemon cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -56,27 +56,43 @@ impl App {
     /// # Errors
     ///
     /// [`Error`] says what is wrong with the settings or the host.
-    pub fn open(config: Config) -> Result<Self, Error> {
+    pub fn open(mut config: Config) -> Result<Self, Error> {
+        config.http.connections = config.http.connections.min(connections(config.sandbox.slots));
         let token = config.token()?;
         let sandbox = Arc::new(Sandbox::open(&config.options()?)?);
-        let (most, start_within) = (config.queue.most_waiting, config.start_within());
+        // Each that waits holds a connection; some must be left to tell the others that it is too many.
+        let most = config.queue.most_waiting.min(config.http.connections.div_ceil(4) * 3);
+        let start_within = config.start_within();
         let queue = Queue::new(config.sandbox.slots, most, start_within)
             .map_err(|source| Error::System { step: "start threads".into(), source })?;
         Ok(Self { config, token, sandbox, queue, metrics: Metrics::new() })
     }
 
-    /// Runs a submission for `client`, when its turn comes. Dropping this ends the run.
+    /// [`App::run_call`] for a client that can wait as long as is usual.
     ///
     /// # Errors
     ///
     /// [`Fault`].
-    pub async fn run(&self, client: &str, mut submission: Submission) -> Result<Steps, Fault> {
+    pub async fn run(&self, client: &str, submission: Submission) -> Result<Steps, Fault> {
+        self.run_call(self.queue.usual_call(client), submission).await
+    }
+
+    /// Runs a submission for a client, when its turn comes. Dropping this ends the run.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`].
+    pub async fn run_call(
+        &self,
+        call: Call<'_>,
+        mut submission: Submission,
+    ) -> Result<Steps, Fault> {
         let cancel = Arc::new(Cancel::new().map_err(Fault::Sandbox)?);
         submission.cancel = Some(Arc::clone(&cancel));
         let language = submission.language.clone();
         let sandbox = Arc::clone(&self.sandbox);
         let work = move || sandbox.run_steps(&submission);
-        let done = self.queue.run(client, cancel, work).await.map_err(|refused| {
+        let done = self.queue.run_call(call, cancel, work).await.map_err(|refused| {
             self.metrics.rejected(match refused {
                 Refused::Busy(_) => "busy",
                 Refused::Stopping => "stopping",
@@ -89,4 +105,20 @@ impl App {
         self.metrics.ran(language, &steps);
         Ok(steps)
     }
+}
+
+/// How many connections there are descriptors for, after as many have been asked for as can be had.
+fn connections(slots: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// What the daemon itself needs, what each slot, and what a connection with its request.
+    const OWN: usize = 64;
+    const OF_A_SLOT: usize = 16;
+    const OF_A_CONNECTION: usize = 2;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Not to have more is no reason to stop.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let most = getrlimit(Resource::Nofile).current.and_then(|most| usize::try_from(most).ok());
+    most.map_or(usize::MAX, |most| {
+        (most.saturating_sub(OWN + OF_A_SLOT * slots) / OF_A_CONNECTION).max(1)
+    })
 }

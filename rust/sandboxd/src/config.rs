@@ -75,8 +75,6 @@ pub struct Http {
     pub body_bytes: usize,
     /// Seconds in which a request's head, and then its body, must have come.
     pub read_seconds: f64,
-    /// Seconds in which a client must go on taking its answer.
-    pub write_seconds: f64,
     /// Most connections at once; others wait to be accepted.
     pub connections: usize,
     /// Seconds that runs under way are given when the daemon is told to stop.
@@ -89,7 +87,10 @@ pub struct Http {
 pub struct Queue {
     /// A request that is not expected to start within so many seconds is answered 504 at once.
     pub start_within_seconds: f64,
-    /// Most requests that wait at once.
+    /// Whether a request of `/run_code` that says how long compiling may take is held for so much longer
+    /// where nothing must be compiled: its client reads for all of it.
+    pub wait_in_compile_time: bool,
+    /// Most requests that wait at once; at most three quarters of `http.connections`.
     pub most_waiting: usize,
 }
 
@@ -144,19 +145,13 @@ impl Default for Config {
 
 impl Default for Http {
     fn default() -> Self {
-        Self {
-            body_bytes: 64 << 20,
-            read_seconds: 30.0,
-            write_seconds: 30.0,
-            connections: 4096,
-            grace_seconds: 30.0,
-        }
+        Self { body_bytes: 64 << 20, read_seconds: 30.0, connections: 4096, grace_seconds: 30.0 }
     }
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { start_within_seconds: 8.0, most_waiting: 65_536 }
+        Self { start_within_seconds: 8.0, wait_in_compile_time: true, most_waiting: 65_536 }
     }
 }
 
@@ -253,7 +248,6 @@ impl Config {
         }
         for (key, value) in [
             ("http.read_seconds", self.http.read_seconds),
-            ("http.write_seconds", self.http.write_seconds),
             ("http.grace_seconds", self.http.grace_seconds),
             ("queue.start_within_seconds", self.queue.start_within_seconds),
         ] {

@@ -8,17 +8,19 @@
 //! back. A caller that goes away takes its run with it.
 
 mod app;
+mod away;
 mod config;
 #[cfg(test)]
 mod config_tests;
+mod expect;
 mod http;
+mod lines;
 mod log;
 mod metrics;
 mod queue;
 #[cfg(test)]
 mod queue_tests;
 mod server;
-mod taken;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -4,11 +4,11 @@
 //!
 //! As many threads as there are slots take tickets, one client's after the other's, so that nobody's
 //! thousand stand before another's one. A caller is told at once when it cannot expect to start in time:
-//! it then asks again elsewhere or later, and its own patience is not used up here. The expectation is the
-//! usual length of a run (an exponential mean, or how long those under way have taken if that is longer)
-//! times the tickets that would go first, over the threads.
+//! it then asks again elsewhere or later, and its own patience is not used up here. What it can expect is
+//! in `expect.rs`. Whoever was told so and comes again is as old as when it first came, and stands
+//! before those who came meanwhile: `away.rs`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -17,8 +17,13 @@ use std::time::{Duration, Instant};
 use k15_sandbox::Cancel;
 use tokio::sync::oneshot;
 
-/// How much the last run counts in the mean.
-const NEWEST: f64 = 0.1;
+use crate::away::{Away, MEMORY};
+use crate::expect::{Usual, count};
+use crate::lines::{Lines, Order};
+
+/// The part of the time that a request can wait which it may be expected to wait: nobody knows how long runs
+/// take, and who has waited in vain has lost its time.
+const SURE: f64 = 0.875;
 
 /// Why a request was not run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,19 +61,23 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// The client at the front is served next, and then goes to the back.
-    lines: VecDeque<Line>,
-    waiting: usize,
+    lines: Lines<Ticket>,
     running: BTreeMap<u64, Instant>,
-    /// Seconds that a run takes.
-    mean: f64,
+    usual: Usual,
+    away: Away,
     next: u64,
     is_closed: bool,
 }
 
-struct Line {
-    client: String,
-    tickets: VecDeque<Ticket>,
+/// Who asks, and how long it can wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// Whose turn it takes.
+    pub client: &'a str,
+    /// By then it must start.
+    pub within: Duration,
+    /// What is the same when the same call comes again, if it can be told.
+    pub known_by: Option<u64>,
 }
 
 struct Ticket {
@@ -98,11 +107,26 @@ impl Queue {
         Ok(Self { shared, threads: Mutex::new(threads) })
     }
 
-    /// Has `work` done for `client`. A caller that drops this takes its place back, or ends the run by
-    /// `cancel`.
+    /// A call that can wait as long as is usual.
+    pub fn usual_call<'a>(&self, client: &'a str) -> Call<'a> {
+        Call { client, within: self.shared.start_within, known_by: None }
+    }
+
+    /// [`Queue::run_call`] for a client that can wait as long as is usual.
+    #[cfg(test)]
     pub async fn run<T: Send + 'static>(
         &self,
         client: &str,
+        cancel: Arc<Cancel>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Done<T>, Refused> {
+        self.run_call(self.usual_call(client), cancel, work).await
+    }
+
+    /// Has `work` done. A caller that drops this takes its place back, or ends the run by `cancel`.
+    pub async fn run_call<T: Send + 'static>(
+        &self,
+        call: Call<'_>,
         cancel: Arc<Cancel>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Done<T>, Refused> {
@@ -112,10 +136,10 @@ impl Queue {
         let work = Box::new(move || {
             let _ = answer.send(work());
         });
-        let id = self.shared.admit(client, started, work)?;
-        let mut place = Place { shared: &self.shared, id, cancel: Some(cancel) };
+        let (client, order) = self.shared.admit(&call, started, work)?;
+        let mut place = Place { shared: &self.shared, client, order, cancel: Some(cancel) };
         // Whatever happens at the last moment: who was started has started.
-        if tokio::time::timeout(self.shared.start_within, &mut starts).await.is_err() {
+        if tokio::time::timeout(call.within, &mut starts).await.is_err() {
             starts.close();
             if starts.try_recv().is_err() {
                 return Err(Refused::Busy(Duration::from_secs(1)));
@@ -134,20 +158,19 @@ impl Queue {
     /// How many wait, and how many run.
     pub fn load(&self) -> (usize, usize) {
         let state = self.shared.lock();
-        (state.waiting, state.running.len())
+        (state.lines.len(), state.running.len())
     }
 
     /// Whether nobody is let in: it is full, or closed.
     pub fn is_full(&self) -> bool {
         let state = self.shared.lock();
-        state.is_closed || state.waiting >= self.shared.most_waiting
+        state.is_closed || state.lines.len() >= self.shared.most_waiting
     }
 
     /// Refuses all that wait or come later, and waits for the runs under way.
     pub fn close(&self) {
         let mut state = self.shared.lock();
         state.is_closed = true;
-        state.waiting = 0;
         let dropped = std::mem::take(&mut state.lines);
         drop(state);
         drop(dropped);
@@ -169,35 +192,42 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets a call in: its client, and its place in that one's line.
     fn admit(
         &self,
-        client: &str,
+        call: &Call<'_>,
         started: oneshot::Sender<()>,
         work: Box<dyn FnOnce() + Send>,
-    ) -> Result<u64, Refused> {
+    ) -> Result<(Arc<str>, Order), Refused> {
         let mut state = self.lock();
         if state.is_closed {
             return Err(Refused::Stopping);
         }
-        let expected = state.expected_wait(client, self.threads);
-        if expected > self.start_within || state.waiting >= self.most_waiting {
-            let over = expected.saturating_sub(self.start_within);
+        let now = Instant::now();
+        let came = call.known_by.and_then(|known_by| state.away.take_back(known_by, now));
+        let first = came.unwrap_or(now);
+        let id = state.next;
+        let order = (first + call.within, id);
+        let expected = state.expected_wait(call.client, order, self.threads, now);
+        let most = if came.is_some() {
+            call.within
+        } else {
+            let kept = state.kept_room(self.threads, now).min(call.within / 2);
+            call.within.mul_f64(SURE).saturating_sub(kept)
+        };
+        if expected > most || state.lines.len() >= self.most_waiting {
+            if let Some(known_by) = call.known_by {
+                state.away.remember(known_by, first, now);
+            }
+            let over = expected.saturating_sub(most);
             return Err(Refused::Busy(over.max(Duration::from_secs(1))));
         }
-        let id = state.next;
         state.next += 1;
-        state.waiting += 1;
-        let ticket = Ticket { id, started, work };
-        match state.lines.iter_mut().find(|line| line.client == client) {
-            Some(line) => line.tickets.push_back(ticket),
-            None => {
-                let (client, tickets) = (client.to_owned(), VecDeque::from([ticket]));
-                state.lines.push_back(Line { client, tickets });
-            }
-        }
+        let client = Arc::from(call.client);
+        state.lines.push(&client, order, Ticket { id, started, work });
         drop(state);
         self.ready.notify_one();
-        Ok(id)
+        Ok((client, order))
     }
 
     /// A thread's life.
@@ -207,7 +237,7 @@ impl Shared {
             if ticket.started.send(()).is_ok() {
                 // It was counted among the running when it was taken.
                 let _ = catch_unwind(AssertUnwindSafe(ticket.work));
-                self.lock().learn(start.elapsed());
+                self.lock().usual.learn(start.elapsed().as_secs_f64());
             }
             self.lock().running.remove(&ticket.id);
         }
@@ -216,7 +246,7 @@ impl Shared {
     fn next(&self) -> Option<Ticket> {
         let mut state = self.lock();
         loop {
-            if let Some(ticket) = state.take() {
+            if let Some(ticket) = state.lines.pop() {
                 state.running.insert(ticket.id, Instant::now());
                 return Some(ticket);
             }
@@ -229,51 +259,31 @@ impl Shared {
 }
 
 impl State {
-    fn take(&mut self) -> Option<Ticket> {
-        let mut line = self.lines.pop_front()?;
-        let ticket = line.tickets.pop_front();
-        if !line.tickets.is_empty() {
-            self.lines.push_back(line);
-        }
-        self.waiting -= usize::from(ticket.is_some());
-        ticket
-    }
-
-    fn remove(&mut self, id: u64) -> bool {
-        for line in &mut self.lines {
-            if let Some(place) = line.tickets.iter().position(|ticket| ticket.id == id) {
-                line.tickets.remove(place);
-                self.waiting -= 1;
-                self.lines.retain(|line| !line.tickets.is_empty());
-                return true;
-            }
-        }
-        false
-    }
-
-    fn learn(&mut self, took: Duration) {
-        let took = took.as_secs_f64();
-        self.mean = if self.mean == 0.0 { took } else { self.mean + NEWEST * (took - self.mean) };
-    }
-
-    fn expected_wait(&self, client: &str, threads: usize) -> Duration {
-        if self.waiting + self.running.len() < threads {
+    fn expected_wait(&self, client: &str, order: Order, threads: usize, now: Instant) -> Duration {
+        if self.lines.len() + self.running.len() < threads {
             return Duration::ZERO;
         }
-        let length = |line: &Line| line.tickets.len();
-        let own = self.lines.iter().find(|line| line.client == client).map_or(0, length);
-        let of_others = self.lines.iter().filter(|line| line.client != client).map(length);
-        let ahead = own + of_others.map(|n| n.min(own + 1)).sum::<usize>();
-        let elapsed: f64 = self.running.values().map(|start| start.elapsed().as_secs_f64()).sum();
-        let usual = self.mean.max(elapsed / self.running.len().max(1) as f64);
-        Duration::from_secs_f64(usual * (ahead + 1) as f64 / threads as f64)
+        let elapsed = self.running.values().map(|start| (now - *start).as_secs_f64());
+        let idle = threads.saturating_sub(self.running.len());
+        // A thread that is about to take a ticket has what is usual before it.
+        let idle = std::iter::repeat_n(self.usual.seconds(), idle);
+        let ahead = self.lines.ahead(client, order);
+        Duration::try_from_secs_f64(self.usual.until_start(ahead, elapsed.chain(idle)))
+            .unwrap_or(Duration::MAX)
+    }
+
+    /// What those who may come again would take: newcomers leave it to them, for as long as they may come.
+    fn kept_room(&mut self, threads: usize, now: Instant) -> Duration {
+        let seconds = self.usual.seconds() * count(self.away.count(now)) / count(threads);
+        Duration::try_from_secs_f64(seconds).unwrap_or(MEMORY).min(MEMORY)
     }
 }
 
 /// A caller's place in the queue or in a slot: given up when it is dropped.
 struct Place<'a> {
     shared: &'a Shared,
-    id: u64,
+    client: Arc<str>,
+    order: Order,
     /// None once the run has ended.
     cancel: Option<Arc<Cancel>>,
 }
@@ -281,7 +291,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(cancel) = self.cancel.take()
-            && !self.shared.lock().remove(self.id)
+            && !self.shared.lock().lines.remove(&self.client, self.order)
         {
             cancel.cancel();
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k15_sandbox::Cancel;
 use tokio::sync::oneshot;
 
-use crate::queue::{Queue, Refused};
+use crate::queue::{Call, Queue, Refused};
 
 fn cancel() -> Arc<Cancel> {
     Arc::new(Cancel::new().unwrap())
@@ -70,6 +70,61 @@ async fn who_cannot_start_in_time_is_told() {
     drop(hold);
     until(|| queue.load() == (0, 0)).await;
     assert_eq!(queue.run("a", cancel(), || 7).await.unwrap().result, 7);
+}
+
+#[tokio::test]
+async fn who_must_start_first_is_first_in_a_line() {
+    let queue = Arc::new(Queue::new(1, 100, Duration::from_secs(3600)).unwrap());
+    let hold = occupy(&queue).await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut runs = Vec::new();
+    for (place, seconds) in [3000, 1000, 2000].into_iter().enumerate() {
+        let (order, queue_) = (Arc::clone(&order), Arc::clone(&queue));
+        runs.push(tokio::spawn(async move {
+            let within = Duration::from_secs(seconds);
+            let call = Call { client: "a", within, known_by: None };
+            queue_.run_call(call, cancel(), move || order.lock().unwrap().push(seconds)).await
+        }));
+        until(|| queue.load().0 == place + 1).await;
+    }
+    drop(hold);
+    for run in runs {
+        run.await.unwrap().unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), [1000, 2000, 3000]);
+}
+
+#[tokio::test]
+async fn who_comes_again_goes_before_those_who_came_meanwhile() {
+    let queue = Arc::new(Queue::new(1, 2, Duration::from_secs(3600)).unwrap());
+    let hold = occupy(&queue).await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let ask = |name: &'static str, known_by: u64| {
+        let (order, queue) = (Arc::clone(&order), Arc::clone(&queue));
+        tokio::spawn(async move {
+            let within = Duration::from_secs(3600);
+            let call = Call { client: "a", within, known_by: Some(known_by) };
+            queue.run_call(call, cancel(), move || order.lock().unwrap().push(name)).await
+        })
+    };
+    let first = ask("first", 1);
+    until(|| queue.load().0 == 1).await;
+    let second = ask("second", 2);
+    until(|| queue.load().0 == 2).await;
+    assert!(matches!(ask("third", 3).await.unwrap(), Err(Refused::Busy(_))));
+    second.abort();
+    until(|| queue.load().0 == 1).await;
+    let fourth = ask("fourth", 4);
+    until(|| queue.load().0 == 2).await;
+    first.abort();
+    until(|| queue.load().0 == 1).await;
+    let third = ask("third", 3);
+    until(|| queue.load().0 == 2).await;
+    drop(hold);
+    for run in [fourth, third] {
+        run.await.unwrap().unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), ["third", "fourth"]);
 }
 
 #[tokio::test]

@@ -22,7 +22,6 @@ use tower_service::Service;
 
 use crate::app::{App, Error};
 use crate::config::Address;
-use crate::taken::Taken;
 use crate::{http, log};
 
 /// Most bytes of a request's head.
@@ -139,7 +138,6 @@ struct Connections {
     router: Router,
     room: Arc<Semaphore>,
     read_time: Duration,
-    write_time: Duration,
     graceful: GracefulShutdown,
 }
 
@@ -147,9 +145,7 @@ impl Connections {
     fn new(app: Arc<App>) -> Self {
         let room = Arc::new(Semaphore::new(app.config.http.connections));
         let read_time = Duration::from_secs_f64(app.config.http.read_seconds);
-        let write_time = Duration::from_secs_f64(app.config.http.write_seconds);
-        let graceful = GracefulShutdown::new();
-        Self { router: http::router(app), room, read_time, write_time, graceful }
+        Self { router: http::router(app), room, read_time, graceful: GracefulShutdown::new() }
     }
 
     async fn accept(&self, listener: &Listener) {
@@ -195,7 +191,7 @@ impl Connections {
             .header_read_timeout(self.read_time)
             .max_buf_size(HEAD_BYTES)
             .max_headers(HEADERS)
-            .serve_connection(TokioIo::new(Taken::new(stream, self.write_time)), service);
+            .serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             // A connection that breaks is its client's matter.

@@ -23,8 +23,9 @@ use tokio::task::JoinSet;
 use super::checker::Checker;
 use super::data::Data;
 use super::endpoint::Endpoint;
+use super::judge::{Judge, Judgement};
 use super::object::{Object, object};
-use super::run::{RunAnswer, RunRequest};
+use super::run::{RunAnswer, RunRequest, message};
 use super::{Caller, answer, body};
 use crate::app::{App, Fault};
 use crate::queue::Refused;
@@ -74,6 +75,9 @@ struct Line {
     passed: Option<bool>,
     #[serde(flatten)]
     result: RunAnswer,
+    /// What the checker said, where it is a program that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checker: Option<Judgement>,
 }
 
 /// The last line. Without it an answer is cut.
@@ -150,6 +154,9 @@ impl Batch {
         }
         let submission = request.submission.into_submission(&app)?;
         let (cases, checker) = (request.cases, request.checker);
+        if let Checker::Program(judge) = &checker {
+            judge.check(&app)?;
+        }
         Ok(Self { app, caller, submission, cases, checker, stops: request.stop_at_first_failure })
     }
 
@@ -161,8 +168,36 @@ impl Batch {
         }
         submission.arguments.extend_from_slice(&case.arguments);
         let outcome = self.app.run(&self.caller.client, submission).await?.into_outcome();
-        let passed = self.passes(&outcome, case.expected.as_ref());
-        Ok(Line { case: number, passed, result: RunAnswer::new(&self.caller, outcome) })
+        let mut passed = self.passes(&outcome, case.expected.as_ref());
+        let mut checker = None;
+        if let (Checker::Program(judge), Verdict::Ok) = (&self.checker, outcome.verdict) {
+            let judgement = self.judge(judge, case, &outcome.stdout).await;
+            passed = judgement.passed;
+            checker = Some(judgement);
+        }
+        let result = RunAnswer::new(&self.caller, outcome);
+        Ok(Line { case: number, passed, result, checker })
+    }
+
+    /// Has the checker's program look at what was printed. Its run waits for its turn however long that takes.
+    async fn judge(&self, judge: &Judge, case: &Case, printed: &[u8]) -> Judgement {
+        let stdin = case.stdin.as_ref().map_or(&self.submission.stdin, |stdin| &stdin.0);
+        let answer = case.expected.as_ref().map_or(&[][..], |expected| &expected.0);
+        let submission = judge.submission(stdin.clone(), printed.to_vec(), answer.to_vec());
+        loop {
+            match self.app.run(&self.caller.client, submission.clone()).await {
+                Ok(steps) => {
+                    let outcome = steps.into_outcome();
+                    let own_fault = message(&self.caller, &outcome);
+                    return judge.judge(outcome, own_fault);
+                }
+                Err(Fault::Refused(Refused::Busy(_))) => tokio::time::sleep(PAUSE).await,
+                Err(Fault::Sandbox(error @ Error::InvalidInput { .. })) => {
+                    return Judgement::failed(error.to_string());
+                }
+                Err(_) => return Judgement::failed("the checker was not run".into()),
+            }
+        }
     }
 
     fn passes(&self, outcome: &Outcome, expected: Option<&Data>) -> Option<bool> {
@@ -183,12 +218,12 @@ impl Batch {
                 Err(Fault::Refused(Refused::Busy(_))) => tokio::time::sleep(PAUSE).await,
                 Err(Fault::Sandbox(error @ Error::InvalidInput { .. })) => {
                     let result = RunAnswer::invalid(&error);
-                    return Line { case: number, passed: None, result };
+                    return Line { case: number, passed: None, result, checker: None };
                 }
                 Err(_) => {
                     let outcome = Outcome::sandbox_error("the case was not run");
                     let result = RunAnswer::new(&self.caller, outcome);
-                    return Line { case: number, passed: None, result };
+                    return Line { case: number, passed: None, result, checker: None };
                 }
             }
         }

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::judge::Judge;
+
 /// How the two are compared.
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields, tag = "kind")]
 pub enum Checker {
     /// Equal but for blanks at the ends of lines and of the whole.
@@ -17,6 +19,8 @@ pub enum Checker {
         #[serde(default = "tolerance")]
         tolerance: f64,
     },
+    /// A program says so, in the sandbox.
+    Program(Box<Judge>),
 }
 
 // Variants with no fields have none: those without a list of fields pass over any.
@@ -31,9 +35,10 @@ fn tolerance() -> f64 {
 }
 
 impl Checker {
-    /// Whether `printed` passes.
-    pub fn passes(self, printed: &[u8], expected: &[u8]) -> bool {
-        match self {
+    /// Whether `printed` passes; a program must be asked.
+    pub fn passes(&self, printed: &[u8], expected: &[u8]) -> bool {
+        match *self {
+            Self::Program(_) => false,
             Self::Exact {} => lines(printed).eq(lines(expected)),
             Self::Tokens {} => words(printed).eq(words(expected)),
             Self::Floats { tolerance } => {
@@ -81,14 +86,14 @@ mod tests {
             (Checker::Tokens {}, "1\n\t2 3", "1 2\n3\n", true),
             (Checker::Tokens {}, "1 2.0", "1 2", false),
             (Checker::Tokens {}, "1", "1 2", false),
-            (floats, "1 2.0000001", "1 2", true),
-            (floats, "1000000.5", "1000000", true),
-            (floats, "2.1", "2", false),
-            (floats, "two", "2", false),
-            (floats, "yes 1", "yes 1.0", true),
-            (floats, "inf nan", "inf nan", true),
-            (floats, "inf", "1", false),
-            (floats, "1 2", "1", false),
+            (floats.clone(), "1 2.0000001", "1 2", true),
+            (floats.clone(), "1000000.5", "1000000", true),
+            (floats.clone(), "2.1", "2", false),
+            (floats.clone(), "two", "2", false),
+            (floats.clone(), "yes 1", "yes 1.0", true),
+            (floats.clone(), "inf nan", "inf nan", true),
+            (floats.clone(), "inf", "1", false),
+            (floats.clone(), "1 2", "1", false),
         ];
         for (checker, printed, expected, passes) in cases {
             let found = checker.passes(printed.as_bytes(), expected.as_bytes());
@@ -101,9 +106,14 @@ mod tests {
         let read = |text| serde_json::from_str::<Checker>(text);
         assert_eq!(read(r#"{"kind": "exact"}"#).unwrap(), Checker::Exact {});
         let floats = read(r#"{"kind": "floats", "tolerance": 0.5}"#).unwrap();
-        assert_eq!(floats, Checker::Floats { tolerance: 0.5 });
+        assert_eq!(floats.clone(), Checker::Floats { tolerance: 0.5 });
         assert!(read(r#"{"kind": "other"}"#).is_err());
         assert!(read(r#"{"kind": "exact", "tolerance": 1}"#).is_err());
         assert!(read(r#"{"kind": "floats", "more": 1}"#).is_err());
+        let program = r#"{"kind": "program", "source": "", "language": "c"}"#;
+        assert!(matches!(read(program).unwrap(), Checker::Program(_)));
+        for wrong in [program.replace("source", "code"), program.replace('}', ", \"more\": 1}")] {
+            assert!(serde_json::from_str::<Checker>(&wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -5,7 +5,8 @@
 //! while it drops output beyond a megabyte, runs here end when they have written 64 times as much.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Json;
@@ -23,6 +24,7 @@ use super::endpoint::Endpoint;
 use super::fusion_request::{Faults, RunCode};
 use super::{Caller, answer, body, run};
 use crate::app::App;
+use crate::queue::Call;
 
 /// What is kept of each output, as its server does.
 const OUTPUT_BYTES: usize = 1 << 20;
@@ -103,10 +105,12 @@ async fn run_code(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {
-    let asked = match body::read(&app, request).await {
-        Ok(bytes) => RunCode::parse(&bytes),
+    let bytes = match body::read(&app, request).await {
+        Ok(bytes) => bytes,
         Err(response) => return response,
     };
+    let (asked, known_by) = (RunCode::parse(&bytes), known_by(&caller, &bytes));
+    drop(bytes);
     let asked = match asked {
         Ok(asked) => asked,
         Err(faults) => return faults.into_response(),
@@ -119,6 +123,7 @@ async fn run_code(
         (reply.status, reply.message) = (RunStatus::SandboxError, missing);
         return Json(reply).into_response();
     }
+    let compile_time = asked.says_compile_timeout.then_some(asked.compile_timeout);
     let submission = submission(asked);
     let most = &app.config.sandbox.most;
     for changes in [&submission.limits, &submission.compile_limits] {
@@ -126,7 +131,9 @@ async fn run_code(
             return Faults::of_value(&error.to_string()).into_response();
         }
     }
-    match app.run(&caller.client, submission).await {
+    let within = within(&app, compile_time, &submission);
+    let call = Call { client: &caller.client, within, known_by: Some(known_by) };
+    match app.run_call(call, submission).await {
         Ok(steps) => {
             fill(&mut reply, &caller, steps);
             Json(reply).into_response()
@@ -134,6 +141,23 @@ async fn run_code(
         Err(fault) => {
             answer::of_fault(&caller, &fault, |message| Faults::of_value(message).into_response())
         }
+    }
+}
+
+/// What tells that the same request comes again: its clients try three times, without a word of it.
+fn known_by(caller: &Caller, body: &[u8]) -> u64 {
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEYS.hash_one((&caller.client, body))
+}
+
+/// How long a request may wait: as long as any, and where nothing must be compiled for as long again as its client
+/// reads for compiling.
+fn within(app: &App, compile_time: Option<f64>, submission: &Submission) -> Duration {
+    let usual = app.config.start_within();
+    let spare = compile_time.filter(|_| app.config.queue.wait_in_compile_time);
+    match spare.map(Duration::try_from_secs_f64) {
+        Some(Ok(spare)) if !app.sandbox.must_compile(submission) => usual.saturating_add(spare),
+        _ => usual,
     }
 }
 
@@ -169,6 +193,7 @@ fn submission(asked: RunCode) -> Submission {
         arguments: asked.args,
         stdin: asked.stdin.unwrap_or_default().into_bytes(),
         files: asked.files,
+        run_files: BTreeMap::new(),
         fetch: asked.fetch_files,
         cancel: None,
     }

@@ -53,6 +53,9 @@ pub struct RunCode {
     /// Seconds.
     #[schemars(default = "timeout")]
     pub compile_timeout: f64,
+    /// Whether the request said so itself: its client then knows how long an answer may take.
+    #[schemars(skip)]
+    pub says_compile_timeout: bool,
     /// Seconds.
     #[schemars(default = "timeout")]
     pub run_timeout: f64,
@@ -181,7 +184,9 @@ impl RunCode {
                 return Err(reader.faults);
             }
         }
+        let says_compile_timeout = reader.fields.contains_key("compile_timeout");
         let request = Self {
+            says_compile_timeout,
             compile_timeout: reader.seconds("compile_timeout"),
             run_timeout: reader.seconds("run_timeout"),
             memory_limit_mb: reader.integer("memory_limit_MB", no_memory_limit()),
@@ -345,6 +350,7 @@ mod tests {
         let request = RunCode::parse(br#"{"code": "x", "language": "nodejs", "more": 1}"#).unwrap();
         let expected = RunCode {
             compile_timeout: 10.0,
+            says_compile_timeout: false,
             run_timeout: 10.0,
             memory_limit_mb: -1,
             code: "x".into(),
@@ -390,7 +396,9 @@ mod tests {
             let mut body = json!({"code": "", "language": "python"});
             let without = RunCode::parse(body.to_string().as_bytes()).unwrap();
             body[name] = default.clone();
-            assert_eq!(RunCode::parse(body.to_string().as_bytes()).unwrap(), without, "{name}");
+            let mut with = RunCode::parse(body.to_string().as_bytes()).unwrap();
+            with.says_compile_timeout = false;
+            assert_eq!(with, without, "{name}");
         }
         for name in field_names(&fields["language"]) {
             let body = json!({"code": "", "language": name});

@@ -126,6 +126,7 @@ impl RunRequest {
             arguments: self.arguments,
             stdin: self.stdin.0,
             files: self.files.into_iter().map(|(path, data)| (path, data.0)).collect(),
+            run_files: BTreeMap::new(),
             fetch: self.fetch,
             limits: self.limits,
             compile_limits: self.compile_limits,
