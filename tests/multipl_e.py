@@ -74,12 +74,15 @@ class Problem:
 
 def solved_problems(kind: str) -> list[Problem]:
     """The problems of a language, by the data set's name of it, that have a right answer."""
+    return [each for each in problems(kind) if int(each.name.split("_")[1]) in SOLVED[kind]]
+
+
+def problems(kind: str) -> list[Problem]:
+    """All problems of a language, by the data set's name of it."""
     found = []
     with (FOLDER / f"humaneval-{kind}.jsonl").open() as lines:
         for line in lines:
             row = json.loads(line)
-            if int(row["name"].split("_")[1]) not in SOLVED[kind]:
-                continue
             fenced = re.search(r"```\w*\n(.*?)```", row["gpt_solution"], re.DOTALL)
             answer = fenced[1] if fenced else row["gpt_solution"]
             found.append(Problem(row["name"], LANGUAGES[kind], row["prompt"], row["tests"], answer))
