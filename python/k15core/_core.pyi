@@ -26,6 +26,7 @@ __all__ = [
     "attend_cached",
     "copy_runs",
     "plan_micro_batches",
+    "priorities",
     "repair_store",
     "uniforms",
     "verify_store",
@@ -86,6 +87,19 @@ def uniforms(
     seed: int, trajectory_ids: NDArray[np.int64], positions: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """One uniform number in (0, 1) for each stream: a pure function of its three keys [B]."""
+
+def priorities(
+    seed: int,
+    group_ids: NDArray[np.int64],
+    prompt_ids: NDArray[np.int64],
+    weights: Mapping[int, float] | tuple[NDArray[np.int64], NDArray[Any]],
+) -> NDArray[np.float64]:
+    """The numbers [n] by which groups go in `Store.sample(strategy="priority")`, the least first.
+
+    Group group_ids[i] [n] is one of prompt prompt_ids[i] [n]; `weights` are those of `sample`. A
+    number is infinite where the weight is 0: such a group is not taken. Raises InvalidInputError if
+    a prompt has no weight, or one is none.
+    """
 
 @final
 class PriorityIndex:
@@ -501,10 +515,10 @@ class Store:
 
     def candidates(
         self, *, max_staleness: int, version: int, columns: Sequence[str] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Groups that `sample` could take now: their ids [n], ascending, and their tokens [n].
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Groups that `sample` could take now: ids [n], ascending, tokens [n], ids of prompts [n].
 
-        Tokens count prompts. For whoever chooses by other rules, or over several stores; a
+        Tokens count those of prompts. For whoever chooses by other rules, or over several stores; a
         SharedStore does not have it.
         """
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon, client_of, daemon
+from sandboxes import wait_until
 from slowness import SLOW
+
+from k15core.sandbox.local import DAEMON
 
 READ = 1.0
 """Seconds in which a request's head, and then its body, must have come."""
@@ -24,6 +27,7 @@ SETTINGS = f"""
 log_requests = false
 [http]
 read_seconds = {READ}
+write_seconds = {READ}
 body_bytes = 65536
 connections = 512
 [sandbox]
@@ -31,10 +35,19 @@ slots = 2
 """
 
 
+SECRET = b"only-in-the-environment"
+
+
 @pytest.fixture(scope="module")
 def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with daemon(settings=SETTINGS, home=tmp_path_factory.mktemp("besieged")) as found:
-        yield found
+    home = tmp_path_factory.mktemp("besieged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("K15_TEST_SECRET", SECRET.decode())
+        with daemon(settings=SETTINGS, home=home) as found:
+            yield found
+
+
+PATHS = [b"/", b"/health", b"/ready", b"/metrics", b"/v1/languages", b"/openapi.json", b"/x", b"//"]
 
 
 def connect(it: Daemon) -> socket.socket:
@@ -66,12 +79,22 @@ def descriptors(it: Daemon) -> int:
     return len(list(Path(f"/proc/{it.process.pid}/fd").iterdir()))
 
 
+def connections(it: Daemon) -> int:
+    """Connections that the daemon holds open."""
+    port = int(it.address.split(":")[1])
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    held = [state for _, local, _, state, *_ in lines if int(local.split(":")[1], 16) == port]
+    established, close_wait = "01", "08"
+    return held.count(established) + held.count(close_wait)
+
+
 def memory(it: Daemon) -> int:
     """Bytes that the daemon holds of its own."""
     words = Path(f"/proc/{it.process.pid}/status").read_text().split()
     return int(words[words.index("RssAnon:") + 1]) << 10
 
 
+OTHERS = b"of-another-client"
 RUN = json.dumps({"source": "print(1)", "language": "python"}).encode()
 
 
@@ -130,14 +153,27 @@ def hostile(rng: random.Random) -> Iterator[bytes]:
         yield b"\0" * count
 
 
-def send(it: Daemon, request: bytes) -> list[int]:
+def send(it: Daemon, request: bytes) -> bytes:
     with connect(it) as connection:
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
         except OSError:  # it was answered, and closed, before all of it was there
             pass
-        return statuses(until_closed(connection))
+        return until_closed(connection)
+
+
+def is_told_nothing(answers: bytes) -> bool:
+    """Whether no path of the daemon's, no environment and no other client's data is in answers."""
+    secrets = (
+        SECRET,
+        bytes(DAEMON.parent),
+        b"besieged",
+        b"/sys/fs/cgroup",
+        b"/run/k15core",
+        OTHERS,
+    )
+    return not any(secret in answers for secret in secrets)
 
 
 def test_thousands_of_requests_that_are_wrong(besieged: Daemon) -> None:
@@ -147,9 +183,12 @@ def test_thousands_of_requests_that_are_wrong(besieged: Daemon) -> None:
         for _ in range(4):
             batch = [next(requests) for _ in range(33 * 16)]
             sent = pool.map(send, [besieged] * len(batch), batch)
-            assert client.run("print(6 * 7)", language="python").stdout == b"42\n"
+            others = f"{OTHERS.decode()!r}, open('{OTHERS.decode()}', 'w').write('x')"
+            stdout = client.run(f"print({others})", language="python", stdin=OTHERS).stdout
+            assert OTHERS in stdout
             for request, found in zip(batch, sent, strict=True):
-                assert are_answers(found), (request[:300], found)
+                assert are_answers(statuses(found)), (request[:300], found)
+                assert is_told_nothing(found), (request[:300], found)
             held.append(memory(besieged))
     assert besieged.ask("GET", "/ready")[0] == 200
     # The allocator keeps what the first of them took.
@@ -157,18 +196,54 @@ def test_thousands_of_requests_that_are_wrong(besieged: Daemon) -> None:
     assert descriptors(besieged) < 100
 
 
-def trickle(it: Daemon, kinds: list[bytes], clients: int) -> Counter[int]:
-    """What `clients` are answered that send a byte every now and then and never all of it."""
+def test_what_a_program_or_a_question_can_find_out(besieged: Daemon) -> None:
+    look = """
+import os, subprocess
+print(dict(os.environ), os.listdir('/'), os.listdir('/tmp'), os.listdir('/proc'))
+for name in ('environ', 'cmdline', 'mountinfo', 'cgroup', 'maps'):
+    for pid in ('self', '1', str(os.getppid())):
+        try:
+            print(open(f'/proc/{pid}/{name}').read())
+        except OSError as error:
+            print(error)
+"""
+    with client_of(besieged) as client:
+        client.run("x", language="python", files={OTHERS.decode(): OTHERS}, stdin=OTHERS)
+        found = client.run(look, language="python")
+    assert found.verdict == "ok"
+    assert is_told_nothing(found.stdout + found.stderr), found
+    last = b"Connection: close"
+    questions = [b"GET " + path + b" HTTP/1.1\r\n" + last + b"\r\n\r\n" for path in PATHS]
+    for fields in (
+        {"language": "cobol"},
+        {"language": "racket"},
+        {"files": {"../x": ""}},
+        {"fetch": ["/etc/passwd", "../x"]},
+        {"arguments": ["\0"]},
+        {"limits": {"memory_bytes": 1}},
+        {"limits": {"cpus": 1e9}},
+    ):
+        body = json.dumps({"source": "x", "language": "python"} | fields).encode()
+        questions.append(post(b"/v1/run", body, last))
+        questions.append(post(b"/run_code", body.replace(b"source", b"code"), last))
+    for question in questions:
+        with connect(besieged) as connection:
+            connection.sendall(question)
+            answer = until_closed(connection)
+        assert len(statuses(answer)) == 1
+        assert is_told_nothing(answer), (question, answer)
+
+
+def trickle(it: Daemon, starts: list[bytes], clients: int) -> Counter[int]:
+    """What `clients` are answered that send a start, then a byte now and then, and never all."""
     answered = Counter[int]()
-    waiting: dict[socket.socket, Iterator[int]] = {}
+    waiting: set[socket.socket] = set()
     selector = selectors.DefaultSelector()
     for number in range(clients):
         connection = connect(it)
-        head, _, body = kinds[number % len(kinds)].partition(b"\r\n\r\n")
-        # The body's kind has its whole head; the head's kind not even that.
-        connection.sendall(head + b"\r\n\r\n" if body else head[:20])
+        connection.sendall(starts[number % len(starts)])
         connection.setblocking(False)
-        waiting[connection] = iter((body or head[20:]) * 100)
+        waiting.add(connection)
         selector.register(connection, selectors.EVENT_READ)
     deadline = time.monotonic() + PATIENCE
     while waiting:
@@ -183,11 +258,11 @@ def trickle(it: Daemon, kinds: list[bytes], clients: int) -> Counter[int]:
             answered.update(statuses(block))
             if not block:
                 selector.unregister(connection)
-                del waiting[connection]
+                waiting.remove(connection)
                 connection.close()
-        for connection, letters in waiting.items():
+        for connection in waiting:
             try:
-                connection.send(bytes([next(letters)]))
+                connection.send(b"y")
             except OSError:  # it is closed, which the next look tells
                 continue
     return answered
@@ -195,10 +270,9 @@ def trickle(it: Daemon, kinds: list[bytes], clients: int) -> Counter[int]:
 
 def test_hundreds_of_clients_that_send_slowly(besieged: Daemon) -> None:
     before = descriptors(besieged)
+    head = post(b"/v1/run", b"", b"Content-Length: 60000")
     with ThreadPoolExecutor(1) as pool, client_of(besieged) as client:
-        # The head's last empty line never comes, nor does the body's last byte.
-        body = post(b"/v1/run", b"{" * 50_000)
-        slow = pool.submit(trickle, besieged, [body, b"GET /health HTTP/1.1\r\nx: y"], 400)
+        slow = pool.submit(trickle, besieged, [head, head.removesuffix(b"\r\n\r\n")], 400)
         while not slow.done():
             assert client.run("print(6 * 7)", language="python").stdout == b"42\n"
         answered = slow.result()
@@ -208,9 +282,9 @@ def test_hundreds_of_clients_that_send_slowly(besieged: Daemon) -> None:
     assert descriptors(besieged) <= before + 50
 
 
-def test_who_does_not_read_holds_nothing_up(besieged: Daemon) -> None:
+def test_who_does_not_read_is_given_up(besieged: Daemon) -> None:
     program = {"source": "print('x' * 900_000)", "language": "python"}
-    body = json.dumps({"submission": program, "cases": [{}] * 40}).encode()
+    body = json.dumps({"submission": program, "cases": [{}] * 1000}).encode()
     silent = []
     for _ in range(3):
         connection = connect(besieged)
@@ -220,6 +294,11 @@ def test_who_does_not_read_holds_nothing_up(besieged: Daemon) -> None:
     with client_of(besieged) as client:
         for _ in range(5):
             assert client.run("print(6 * 7)", language="python").stdout == b"42\n"
+    # Their connections are closed and the rest of their cases is not run: nobody waits for it.
+    assert wait_until(lambda: connections(besieged) == 0, seconds=PATIENCE)
+    besieged.wait_until_gauge('slots{state="busy"}', 0)
+    besieged.wait_until_gauge("waiting", 0)
+    ran = 'runs_total{language="python",verdict="ok"}'
+    assert besieged.gauge(ran) < 1000
     for connection in silent:
         connection.close()
-    besieged.wait_until_gauge('slots{state="busy"}', 0)

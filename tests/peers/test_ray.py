@@ -145,7 +145,7 @@ def test_it_answers_as_one_store(store: ShardedStore) -> None:
         assert store.groups_of_version(3) == one.groups_of_version(3)
         assert both.sample(groups=3, version=12, max_staleness=1) is not None
         assert both.sample(tokens=400, version=12, max_staleness=0) is not None
-        _, sizes = one.candidates(version=12, max_staleness=1)
+        _, sizes, _ = one.candidates(version=12, max_staleness=1)
         for budget, groups in ((int(sizes[:2].sum()), 2), (int(sizes[2:4].sum()) - 1, 1)):
             batch = both.sample(tokens=budget, version=12, max_staleness=1)
             assert batch is not None
@@ -156,6 +156,13 @@ def test_it_answers_as_one_store(store: ShardedStore) -> None:
             wanted = {"groups": 4, "tokens": 200, "strategy": "uniform", "seed": seed}
             assert both.sample(version=12, max_staleness=5, **wanted) is not None
         both.sample(groups=1, version=12, max_staleness=1, columns=["values"])
+        weights: dict[int, float] = {i: i % 4 / 2 for i in range(40)}
+        prompts = np.array([*weights], np.int64)
+        for seed, given in ((4, weights), (5, (prompts, 1 + prompts.astype(np.float32)))):
+            wanted = {"strategy": "priority", "seed": seed, "weights": given}
+            batch = both.sample(groups=3, version=12, max_staleness=5, **wanted)
+            assert batch is not None
+            assert len(set(batch.group_ids.tolist())) == 3
         stale = {"strategy": "uniform", "seed": 3, "max_segment_staleness": 0}
         batch = both.sample(groups=8, version=12, max_staleness=1, **stale)
         assert batch is not None

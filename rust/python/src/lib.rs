@@ -31,6 +31,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(micro_batch::copy_runs, module)?)?;
     module.add_function(wrap_pyfunction!(micro_batch::plan_micro_batches, module)?)?;
     module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;
+    module.add_function(wrap_pyfunction!(store_choice::priorities, module)?)?;
     module.add_class::<repetition::RepetitionDetector>()?;
     module.add_class::<priority_index::PriorityIndex>()?;
     module.add_class::<prompt_sampler::PromptSampler>()?;

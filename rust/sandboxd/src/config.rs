@@ -75,6 +75,8 @@ pub struct Http {
     pub body_bytes: usize,
     /// Seconds in which a request's head, and then its body, must have come.
     pub read_seconds: f64,
+    /// Seconds in which a client must go on taking its answer.
+    pub write_seconds: f64,
     /// Most connections at once; others wait to be accepted.
     pub connections: usize,
     /// Seconds that runs under way are given when the daemon is told to stop.
@@ -145,7 +147,13 @@ impl Default for Config {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { body_bytes: 64 << 20, read_seconds: 30.0, connections: 4096, grace_seconds: 30.0 }
+        Self {
+            body_bytes: 64 << 20,
+            read_seconds: 30.0,
+            write_seconds: 30.0,
+            connections: 4096,
+            grace_seconds: 30.0,
+        }
     }
 }
 
@@ -248,6 +256,7 @@ impl Config {
         }
         for (key, value) in [
             ("http.read_seconds", self.http.read_seconds),
+            ("http.write_seconds", self.http.write_seconds),
             ("http.grace_seconds", self.http.grace_seconds),
             ("queue.start_within_seconds", self.queue.start_within_seconds),
         ] {

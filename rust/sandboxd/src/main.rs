@@ -21,6 +21,7 @@ mod queue;
 #[cfg(test)]
 mod queue_tests;
 mod server;
+mod taken;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

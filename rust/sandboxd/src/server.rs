@@ -22,6 +22,7 @@ use tower_service::Service;
 
 use crate::app::{App, Error};
 use crate::config::Address;
+use crate::taken::Taken;
 use crate::{http, log};
 
 /// Most bytes of a request's head.
@@ -138,6 +139,7 @@ struct Connections {
     router: Router,
     room: Arc<Semaphore>,
     read_time: Duration,
+    write_time: Duration,
     graceful: GracefulShutdown,
 }
 
@@ -145,7 +147,9 @@ impl Connections {
     fn new(app: Arc<App>) -> Self {
         let room = Arc::new(Semaphore::new(app.config.http.connections));
         let read_time = Duration::from_secs_f64(app.config.http.read_seconds);
-        Self { router: http::router(app), room, read_time, graceful: GracefulShutdown::new() }
+        let write_time = Duration::from_secs_f64(app.config.http.write_seconds);
+        let graceful = GracefulShutdown::new();
+        Self { router: http::router(app), room, read_time, write_time, graceful }
     }
 
     async fn accept(&self, listener: &Listener) {
@@ -191,7 +195,7 @@ impl Connections {
             .header_read_timeout(self.read_time)
             .max_buf_size(HEAD_BYTES)
             .max_headers(HEADERS)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Taken::new(stream, self.write_time)), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             // A connection that breaks is its client's matter.

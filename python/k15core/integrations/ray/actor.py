@@ -121,10 +121,10 @@ class Shard:
         """`Store.columns`."""
         return self._store.columns()
 
-    def candidates(self, options: dict[str, Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def candidates(self, options: dict[str, Any]) -> tuple[NDArray[np.int64], ...]:
         """`Store.candidates`."""
-        ids, tokens = self._store.candidates(**options)
-        return ids * self._shards + self._shard, tokens
+        ids, tokens, prompt_ids = self._store.candidates(**options)
+        return ids * self._shards + self._shard, tokens, prompt_ids
 
     def take(self, group_ids: Sequence[int], columns: Sequence[str] | None) -> PackedBatch:
         """`Store.take`."""

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from k15core._core import uniforms
+from k15core._core import priorities, uniforms
 from k15core.errors import InvalidInputError
 from k15core.integrations.packed import groups_of
 from k15core.types import PackedBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    Weights = Mapping[int, float] | tuple[NDArray[np.int64], NDArray[Any]]
 
 #: The most tokens of a batch: `cu_seqlens` is int32.
 MOST_TOKENS = 2**31 - 1
@@ -24,21 +26,32 @@ MOST_TOKENS = 2**31 - 1
 def choose(
     ids: NDArray[np.int64],
     tokens: NDArray[np.int64],
+    prompt_ids: NDArray[np.int64],
     *,
     groups: int | None,
     budget: int | None,
     strategy: str,
     seed: int,
+    weights: Weights | None,
 ) -> list[int]:
     """Of candidates [n] of all shards those that one store with the same ids would take."""
     if groups is None and budget is None:
         raise InvalidInputError("groups, tokens = none: expected at least one of the two")
+    if weights is not None and strategy != "priority":
+        raise InvalidInputError("weights = given: expected none, or the strategy priority")
     if strategy == "fifo":
         order = np.argsort(ids)
     elif strategy == "uniform":
         order = np.lexsort((ids, uniforms(seed, ids, np.zeros(len(ids), np.int64))))
+    elif strategy == "priority":
+        if weights is None:
+            raise InvalidInputError(
+                "weights = none: expected one for each prompt, with the strategy priority"
+            )
+        places = priorities(seed, ids, prompt_ids, weights)
+        order = np.lexsort((ids, places))[: np.isfinite(places).sum()]
     else:
-        raise InvalidInputError(f"strategy = {strategy!r}: expected fifo or uniform over shards")
+        raise InvalidInputError(f"strategy = {strategy!r}: expected fifo, uniform or priority")
     order = order[:groups]
     most = MOST_TOKENS if budget is None else min(budget, MOST_TOKENS)
     # The first group that does not fit ends the batch: passing it over would favour short ones.

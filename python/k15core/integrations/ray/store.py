@@ -180,19 +180,18 @@ class ShardedStore:
         tokens: int | None = None,
         max_staleness: int,
         version: int,
-        strategy: Literal["fifo", "uniform"] = "fifo",
+        strategy: Literal["fifo", "uniform", "priority"] = "fifo",
         seed: int = 0,
         columns: Sequence[str] | None = None,
+        weights: merge.Weights | None = None,
         max_segment_staleness: int | None = None,
     ) -> PackedBatch:
         """`Store.sample`; its arrays are read-only views of Ray's memory if one shard gave all."""
         asked = {"max_staleness": max_staleness, "version": version, "columns": columns}
         found = self._actors.call_all("candidates", asked, again=True)
-        ids = np.concatenate([each for each, _ in found])
-        sizes = np.concatenate([each for _, each in found])
-        chosen = merge.choose(
-            ids, sizes, groups=groups, budget=tokens, strategy=strategy, seed=seed
-        )
+        candidates = [np.concatenate(each) for each in zip(*found, strict=True)]
+        rules: dict[str, Any] = {"groups": groups, "budget": tokens, "strategy": strategy}
+        chosen = merge.choose(*candidates, **rules, seed=seed, weights=weights)
         share = {s: [g for g in chosen if g % self.shards == s] for s in range(self.shards)}
         # An empty batch has its columns too.
         wanted: Wanted = {s: ((ours, columns), {}) for s, ours in share.items() if ours} or {

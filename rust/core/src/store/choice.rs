@@ -12,21 +12,23 @@ use crate::error::Result;
 use crate::pack::Packed;
 
 impl Store {
-    /// Groups that [`Store::sample`] could take, each with its tokens, prompts included: in the order
-    /// of their ids.
+    /// Groups that [`Store::sample`] could take, each with its tokens, prompts included, and
+    /// its prompt's id: in the order of their ids.
     pub fn candidates(
         &self,
         version: u32,
         max_staleness: u32,
         columns: Option<&[&str]>,
-    ) -> Result<Vec<(u64, u64)>> {
+    ) -> Result<Vec<(u64, u64, i64)>> {
         let needed = self.numbers_of(columns.unwrap_or_default())?;
         let has_columns = |group: &Group| needed.iter().all(|c| self.has_column(group, *c));
         let floor = version.saturating_sub(max_staleness);
         let groups = self.index.shelves.fresh_by_id(floor);
         let groups = groups.filter_map(|id| Some((id, self.index.groups.get(&id)?)));
         let groups = groups.filter(|(_, group)| has_columns(group));
-        Ok(groups.map(|(id, group)| (id, self.tokens_in(group) as u64)).collect())
+        let candidate =
+            |(id, group): (u64, &Group)| (id, self.tokens_in(group) as u64, group.prompt_id);
+        Ok(groups.map(candidate).collect())
     }
 
     /// Take these groups into `batch`, in this order, and record their use. Those that cannot be

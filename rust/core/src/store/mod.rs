@@ -81,7 +81,7 @@ pub use index::MARKS_KEPT;
 pub use lease::{Lease, Order};
 pub use log::Sync;
 pub use map::SharedMap;
-pub use priority::Weights;
+pub use priority::{Weights, priorities};
 pub use query::{State, Stats, TrajectoryView};
 pub use recover::{RecoveryReport, TornTail};
 pub use repair::{Repair, TrajectoryLoss, repair};

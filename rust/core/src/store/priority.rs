@@ -76,6 +76,34 @@ impl<'a> Lookup<'a> {
     }
 }
 
+/// The numbers by which groups go in the order of [`super::Strategy::Priority`], the least first; infinite
+/// where the weight of the prompt is 0. Group `group_ids[i]` is one of prompt `prompt_ids[i]`.
+///
+/// # Errors
+///
+/// [`Error::InvalidInput`] if a prompt has no weight, or the weights are none.
+pub fn priorities(
+    seed: u64,
+    group_ids: &[u64],
+    prompt_ids: &[i64],
+    weights: Weights<'_>,
+) -> Result<Vec<f64>> {
+    if prompt_ids.len() != group_ids.len() {
+        let expected = format!("{}, one for each group", group_ids.len());
+        return Err(Error::invalid(
+            "prompt_ids",
+            format!("{} entries", prompt_ids.len()),
+            expected,
+        ));
+    }
+    let weights = Lookup::new(weights)?;
+    let groups = group_ids.iter().zip(prompt_ids);
+    let key = |(&id, &prompt_id)| {
+        Ok(weights.key(seed, id, prompt_id)?.map_or(f64::INFINITY, f64::from_bits))
+    };
+    groups.map(key).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -134,12 +134,7 @@ impl Store {
         let floor = wanted.version.saturating_sub(wanted.max_staleness);
         let order: &mut dyn Iterator<Item = u64> = match wanted.strategy {
             Strategy::Fifo => &mut self.index.shelves.fresh_by_id(floor),
-            Strategy::Uniform => {
-                // Keys lie above 0, so that they sort as their bits do.
-                let key = |id| (noise::uniform(wanted.seed, id, 0).to_bits(), id);
-                let keys = self.index.shelves.fresh(floor).map(key).collect();
-                &mut ascending(keys, wanted.groups.unwrap_or(64)).map(|(_, id)| id)
-            }
+            Strategy::Uniform => &mut self.drawn(wanted.seed, floor, wanted.groups.unwrap_or(64)),
             Strategy::Priority => {
                 let keys = self.priorities(wanted, floor)?;
                 &mut ascending(keys, wanted.groups.unwrap_or(64)).map(|(_, id)| id)
@@ -164,6 +159,27 @@ impl Store {
             taken.push(id);
         }
         Ok(taken)
+    }
+
+    /// Groups that are fresh enough, in the order of the numbers that are drawn for them. A number is drawn
+    /// for each, but only those below a bound are kept and sorted: at first about twice as many as are wanted.
+    fn drawn(&self, seed: u64, floor: u32, wanted: usize) -> impl Iterator<Item = u64> {
+        let shelves = &self.index.shelves;
+        let share = (2.0 * wanted as f64 + 16.0) / shelves.ready.len().max(1) as f64;
+        let (mut least, mut bound) = (0.0, share);
+        let mut sorted = Vec::new().into_iter();
+        std::iter::from_fn(move || {
+            while sorted.as_slice().is_empty() && least < 1.0 {
+                let all = shelves.fresh(floor).map(|id| (noise::uniform(seed, id, 0), id));
+                let some = all.filter(|(number, _)| (least..bound).contains(number));
+                // Numbers lie above 0, so that they sort as their bits do.
+                let mut some: Vec<_> = some.map(|(number, id)| (number.to_bits(), id)).collect();
+                some.sort_unstable();
+                sorted = some.into_iter();
+                (least, bound) = (bound, bound * 4.0);
+            }
+            sorted.next().map(|(_, id)| id)
+        })
     }
 
     /// Groups that are fresh enough and have a weight, each after the number by which it goes.

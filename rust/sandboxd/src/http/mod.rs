@@ -17,6 +17,7 @@ mod page;
 mod run;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -140,9 +141,20 @@ fn client(request: &Request) -> String {
 }
 
 fn request_id(request: &Request) -> String {
+    static START: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let own = || format!("{:x}-{:x}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let own =
+        || format!("{:016x}", scattered(START.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))));
     name(request, &REQUEST_ID).unwrap_or_else(own)
+}
+
+/// Another number for each, in no order: how many requests others make is theirs to know. It is the end
+/// of `SplitMix64` (Steele, Lea and Flood, 2014).
+fn scattered(number: u64) -> u64 {
+    let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// A header's value, if it is a plain name.
