@@ -9,6 +9,17 @@ from k15core.sandbox.client import Client
 from k15core.sandbox.examine import Examination, examine
 from k15core.sandbox.limits import Limits
 from k15core.sandbox.local import Capability, Sandbox
+from k15core.sandbox.session import Session, SessionFile
 from k15core.sandbox.submission import Submission
 
-__all__ = ["Capability", "Client", "Examination", "Limits", "Sandbox", "Submission", "examine"]
+__all__ = [
+    "Capability",
+    "Client",
+    "Examination",
+    "Limits",
+    "Sandbox",
+    "Session",
+    "SessionFile",
+    "Submission",
+    "examine",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import random
 import time
@@ -13,14 +12,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from k15core.errors import InvalidInputError, SandboxError
+from k15core.sandbox.data import as_json, result_of
 from k15core.sandbox.http import Connections, Reply
 from k15core.sandbox.runs import Runs
+from k15core.sandbox.session import Session
 from k15core.sandbox.submission import Submission, as_submission
 from k15core.types import RunResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from k15core.sandbox.limits import Limits
 
 FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0
 """Seconds before a request is sent again, the first time and at most."""
@@ -85,6 +88,16 @@ class Client(Runs):
         found = self._ask("GET", "/v1/languages", b"")
         return {str(name): str(missing) for name, missing in found.items()}
 
+    def session(
+        self, *, lease_seconds: float | None = None, limits: Limits | None = None
+    ) -> Session:
+        """A sandbox that lives over several steps: a context manager that ends it.
+
+        It ends `lease_seconds` after its last use (None: as the daemon has it). Steps are given
+        `limits` where they ask for nothing else; the disk is that of the session.
+        """
+        return Session(self._ask, lease_seconds=lease_seconds, limits=limits)
+
     def close(self) -> None:
         """Let the connections go. Runs under way are waited for."""
         self._threads.shutdown()
@@ -94,11 +107,14 @@ class Client(Runs):
         return self._threads
 
     def _run(self, submission: Submission) -> RunResult:
-        body = json.dumps(_as_json(submission)).encode()
-        return _result(self._ask("POST", "/v1/run", body))
+        body = json.dumps(as_json(submission)).encode()
+        return result_of(self._ask("POST", "/v1/run", body))
 
-    def _ask(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        """The answer, after as many tries as patience allows."""
+    def _ask(self, method: str, path: str, body: bytes, *, once: bool = False) -> dict[str, Any]:
+        """The answer, after as many tries as patience allows.
+
+        With `once` only a request that the daemon says it has not begun is sent again.
+        """
         end = time.monotonic() + self._patience
         delay = FIRST_DELAY
         while True:
@@ -107,6 +123,8 @@ class Client(Runs):
                 reply = self._connections.request(method, path, body)
             except OSError as error:
                 said = f"{self._url}: {error}"
+                if once:
+                    raise SandboxError(said) from error
             else:
                 if reply.status not in AGAIN:
                     return self._read(reply)
@@ -124,39 +142,6 @@ class Client(Runs):
             found = reply.json()
             if isinstance(found, dict):
                 return found
-        if reply.status in (400, 413):
+        if reply.status in (400, 404, 409, 413):
             raise InvalidInputError(reply.message())
         raise SandboxError(f"{self._url}: {reply.status}: {reply.message()}")
-
-
-def _as_json(submission: Submission) -> dict[str, object]:
-    limits = submission.limits
-    return {
-        "source": submission.source,
-        "language": submission.language,
-        "arguments": list(submission.arguments),
-        "stdin": _data(submission.stdin),
-        "files": {path: _data(content) for path, content in submission.files.items()},
-        "fetch": list(submission.fetch),
-        "limits": {} if limits is None else limits.given(),
-    }
-
-
-def _result(found: dict[str, Any]) -> RunResult:
-    files = {path: _bytes(content) for path, content in found["files"].items()}
-    output = {name: _bytes(found[name]) for name in ("stdout", "stderr")}
-    return RunResult(**(found | output | {"files": files}))
-
-
-def _data(content: bytes) -> str | dict[str, str]:
-    """Bytes in the daemon's JSON: a string where they are UTF-8."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(content).decode()}
-
-
-def _bytes(data: str | dict[str, str]) -> bytes:
-    if isinstance(data, str):
-        return data.encode()
-    return base64.b64decode(data["base64"])

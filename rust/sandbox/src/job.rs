@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Cancel, Limits};
+use crate::{Cancel, Limits, Tree};
 
 /// The directory in which a run starts and its files lie.
 pub const WORK_DIRECTORY: &str = "/tmp";
@@ -33,6 +33,10 @@ pub struct Job {
     pub stdin: Vec<u8>,
     /// Files in the work directory, by relative path.
     pub files: BTreeMap<String, InputFile>,
+    /// What lies in the work directory besides, from an earlier run. `files` must not be in it.
+    pub work: Option<Arc<Tree>>,
+    /// Whether what lies in the work directory when it has ended is wanted as a whole.
+    pub keeps_work: bool,
     /// Files of the work directory that are wanted when it has ended, by relative path.
     pub fetch: Vec<String>,
     /// What it may use.
@@ -114,7 +118,9 @@ pub struct Outcome {
     pub files: BTreeMap<String, Vec<u8>>,
     /// The files that were wanted and are not handed out, with the reason.
     pub refused: BTreeMap<String, String>,
-    /// What failed, for [`Verdict::SandboxError`]; else empty.
+    /// What lay in the work directory at the end, if that was wanted and could be kept.
+    pub work: Option<Tree>,
+    /// What failed, for [`Verdict::SandboxError`], or why the work directory is not kept; else empty.
     pub message: String,
 }
 
@@ -134,6 +140,7 @@ impl Outcome {
             peak_memory: 0,
             files: BTreeMap::new(),
             refused: BTreeMap::new(),
+            work: None,
             message: message.into(),
         }
     }

@@ -9,6 +9,7 @@
 //! cgroup      limits and accounts, v1 and v2         rootfs: what a run sees as its root
 //! registry    what dead processes left, cleaned      janitor: a process that cleans when ours is killed
 //! capability  what this host can enforce             seccomp: the allow-list and its compiler
+//! tree        a work directory between runs
 //! protocol    what slot and spawner say, over wire   sys: the kernel's calls, the only `unsafe`
 //! ```
 //!
@@ -62,6 +63,7 @@
 mod cancel;
 pub mod capability;
 pub mod cgroup;
+mod command;
 mod compiled;
 mod error;
 mod janitor;
@@ -80,12 +82,15 @@ pub mod slot;
 pub mod spawner;
 mod submission;
 pub mod sys;
+mod tree;
 mod wire;
 
 pub use cancel::Cancel;
+pub use command::Command;
 pub use error::{Error, Result};
 pub use job::{InputFile, Job, Outcome, Verdict, WORK_DIRECTORY};
 pub use limits::Limits;
 pub use pool::Pool;
 pub use sandbox::{Options, RUNNERS, Sandbox};
 pub use submission::{Steps, Submission};
+pub use tree::{Kind, Node, Tree};

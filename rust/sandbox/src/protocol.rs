@@ -5,7 +5,9 @@
 //! | [`CONFIGURE`] | the plan of the root, how it is placed | [`READY`] or [`FAILED`] |
 //! | [`CONFIGURE_CONTAINER`] | the same with what a container runtime needs | [`READY`] or [`FAILED`] |
 //! | [`STAGE`] | a piece of an input file, for the run that comes next | nothing |
-//! | [`RUN`] | the program, small files, limits; stdin, stdout, stderr as descriptors | [`PIECE`]s, [`DONE`] |
+//! | [`WORK`] | an entry of the work directory of the run that comes next | nothing |
+//! | [`WORK_MORE`] | more of the content of the file that came last | nothing |
+//! | [`RUN`] | the program, small files, limits; stdin, stdout, stderr as descriptors | [`PIECE`]s, [`ENTRY`]s with [`MORE`], [`DONE`] |
 //! | [`WARM`] | what zygotes are made of, the first time: start one that serves later | nothing |
 //! | [`SWITCH`] | nothing: let it serve from here on | [`READY`] with its processes, or [`FAILED`] |
 //! | [`CHECK`] | nothing: are you well? | [`READY`] |
@@ -14,6 +16,9 @@
 //! reads no message then; who wants the run to end kills its init, the spawner's only child, or the
 //! spawner itself.
 
+use std::ffi::CStr;
+
+use crate::tree::Time;
 use crate::wire::{Reader, Writer};
 
 /// The longest message. It fits the default buffer of a socket.
@@ -29,11 +34,15 @@ pub(crate) const CHECK: u8 = 4;
 pub(crate) const CONFIGURE_CONTAINER: u8 = 5;
 pub(crate) const WARM: u8 = 6;
 pub(crate) const SWITCH: u8 = 7;
+pub(crate) const WORK: u8 = 8;
+pub(crate) const WORK_MORE: u8 = 9;
 
 pub(crate) const READY: u8 = 1;
 pub(crate) const FAILED: u8 = 2;
 pub(crate) const PIECE: u8 = 3;
 pub(crate) const DONE: u8 = 4;
+pub(crate) const ENTRY: u8 = 5;
+pub(crate) const MORE: u8 = 6;
 
 /// The size of a run's file system: with its user at the head of [`STAGE`] and [`RUN`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,3 +176,53 @@ pub(crate) const FETCHED: u8 = 0;
 pub(crate) const ABSENT: u8 = 1;
 pub(crate) const NOT_A_FILE: u8 = 2;
 pub(crate) const TOO_LONG: u8 = 3;
+
+/// What became of the work directory, if the run was asked for it: at the end of [`DONE`].
+pub(crate) const KEPT: u8 = 0;
+pub(crate) const TOO_LARGE: u8 = 1;
+pub(crate) const TOO_DEEP: u8 = 2;
+pub(crate) const UNREADABLE: u8 = 3;
+
+/// What an entry of a work directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum EntryKind {
+    Directory = 0,
+    File = 1,
+    Link = 2,
+}
+
+/// An entry of a work directory, in [`WORK`] and [`ENTRY`].
+pub(crate) struct Entry<'m> {
+    pub(crate) kind: EntryKind,
+    /// Its permissions.
+    pub(crate) mode: u32,
+    pub(crate) modified: Time,
+    /// Relative to the work directory.
+    pub(crate) path: &'m CStr,
+    /// What a link says, or the first bytes of a file.
+    pub(crate) content: &'m [u8],
+}
+
+impl<'m> Entry<'m> {
+    pub(crate) fn write(&self, writer: &mut Writer) {
+        writer.byte(self.kind as u8);
+        writer.word(self.mode);
+        writer.long(self.modified.0.cast_unsigned());
+        writer.word(self.modified.1);
+        writer.bytes(self.path.to_bytes_with_nul());
+        writer.bytes(self.content);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'m>) -> Option<Self> {
+        let kind = match reader.byte()? {
+            0 => EntryKind::Directory,
+            1 => EntryKind::File,
+            2 => EntryKind::Link,
+            _ => return None,
+        };
+        let mode = reader.word()?;
+        let modified = (reader.long()?.cast_signed(), reader.word()?);
+        Some(Self { kind, mode, modified, path: reader.string()?, content: reader.bytes()? })
+    }
+}

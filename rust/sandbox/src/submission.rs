@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::compiled::Compiled;
 use crate::language::{LimitChanges, Ready};
-use crate::{Cancel, Error, InputFile, Job, Limits, Outcome, Result, Sandbox, Verdict, parallel};
+use crate::{
+    Cancel, Error, InputFile, Job, Limits, Outcome, Result, Sandbox, Tree, Verdict, parallel,
+};
 
 /// A source to run.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,9 @@ pub struct Submission {
     pub limits: LimitChanges,
     /// What compiling it may use, over the language's own.
     pub compile_limits: LimitChanges,
+    /// What lies in the work directory besides, from an earlier run; what this run leaves there is then
+    /// part of its outcome. The source and `files` are written over what is there.
+    pub work: Option<Arc<Tree>>,
     /// With this the caller can end it before its time.
     pub cancel: Option<Arc<Cancel>>,
 }
@@ -115,7 +120,8 @@ impl Sandbox {
         let usual = language.limits.apply(&Limits::default())?;
         let limits = submission.limits.apply(&self.limits.apply(&usual)?)?;
         self.check_share(&limits)?;
-        let mut job = self.job(submission, ready, limits);
+        let mut job = self.job(submission, ready, limits)?;
+        job.keeps_work = job.work.is_some();
         job.stdin.clone_from(&submission.stdin);
         for (path, content) in &submission.run_files {
             let content = content.clone();
@@ -130,12 +136,11 @@ impl Sandbox {
                 return Ok(Steps { compile, run: None });
             };
             for (path, content) in artifacts {
-                let content = content.clone();
-                job.files.insert(path.clone(), InputFile { content, executable: true });
+                put(&mut job, path, content.clone(), true)?;
             }
         } else {
             let content = submission.source.clone().into_bytes();
-            job.files.insert(language.file.clone(), InputFile { content, executable: false });
+            put(&mut job, &language.file, content, false)?;
         }
         set_command(&mut job, ready, &language.run, &submission.arguments);
         Ok(Steps { compile, run: Some(self.pool.run(&job)?) })
@@ -159,15 +164,18 @@ impl Sandbox {
     }
 
     /// A job in the language's environment, with the submission's files and without a command.
-    fn job(&self, submission: &Submission, ready: Ready<'_>, limits: Limits) -> Job {
-        let file = |content: &Vec<u8>| InputFile { content: content.clone(), executable: false };
-        Job {
+    fn job(&self, submission: &Submission, ready: Ready<'_>, limits: Limits) -> Result<Job> {
+        let mut job = Job {
             environment: add(&self.environment, &ready.language.environment),
-            files: submission.files.iter().map(|(path, c)| (path.clone(), file(c))).collect(),
+            work: submission.work.clone(),
             limits,
             cancel: submission.cancel.clone(),
             ..Job::default()
+        };
+        for (path, content) in &submission.files {
+            put(&mut job, path, content.clone(), false)?;
         }
+        Ok(job)
     }
 
     /// What compiling left.
@@ -178,22 +186,27 @@ impl Sandbox {
         command: &[String],
     ) -> Result<Arc<Compiled>> {
         let language = ready.language;
-        self.compiled.get(submission, || {
+        let compile = || {
             let usual = language.compile_limits.apply(&self.default_limits)?;
             let limits = submission.compile_limits.apply(&usual)?;
-            let mut job = self.job(submission, ready, limits);
+            let mut job = self.job(submission, ready, limits)?;
             job.fetch.clone_from(&language.artifacts);
             let content = submission.source.clone().into_bytes();
-            job.files.insert(language.file.clone(), InputFile { content, executable: false });
+            put(&mut job, &language.file, content, false)?;
             set_command(&mut job, ready, command, &[]);
             let mut outcome = self.pool.run(&job)?;
             let files = std::mem::take(&mut outcome.files);
             let is_whole = outcome.verdict == Verdict::Ok && outcome.refused.is_empty();
             Ok(Compiled { artifacts: is_whole.then_some(files), outcome })
-        })
+        };
+        // What else lies there is part of what it is compiled from.
+        match submission.work {
+            None => self.compiled.get(submission, compile),
+            Some(_) => Ok(Arc::new(compile()?)),
+        }
     }
 
-    fn check_share(&self, limits: &Limits) -> Result<()> {
+    pub(crate) fn check_share(&self, limits: &Limits) -> Result<()> {
         let share = self.capabilities().iter().find(|each| each.name == "cpus");
         match share.filter(|each| limits.cpus.is_some() && !each.enforced) {
             None => Ok(()),
@@ -202,6 +215,17 @@ impl Sandbox {
                 why: each.how.clone(),
                 remedy: each.remedy.clone(),
             }),
+        }
+    }
+}
+
+/// Puts a file into a job's work directory.
+fn put(job: &mut Job, path: &str, content: Vec<u8>, executable: bool) -> Result<()> {
+    match &mut job.work {
+        Some(tree) => Arc::make_mut(tree).write(path, content, Some(executable)),
+        None => {
+            job.files.insert(path.to_owned(), InputFile { content, executable });
+            Ok(())
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use k15_sandbox::{Cancel, Sandbox, Steps, Submission};
+use k15_sandbox::{Cancel, Command, Sandbox, Steps, Submission};
 
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::queue::{Call, Queue, Refused};
+use crate::sessions::Sessions;
 
 /// Why the daemon cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,8 @@ pub struct App {
     pub sandbox: Arc<Sandbox>,
     /// Who runs next.
     pub queue: Queue,
+    /// What lives over several steps.
+    pub sessions: Arc<Sessions>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -65,7 +68,9 @@ impl App {
         let start_within = config.start_within();
         let queue = Queue::new(config.sandbox.slots, most, start_within)
             .map_err(|source| Error::System { step: "start threads".into(), source })?;
-        Ok(Self { config, token, sandbox, queue, metrics: Metrics::new() })
+        let sessions = &config.sessions;
+        let sessions = Arc::new(Sessions::new(sessions.most, sessions.bytes));
+        Ok(Self { config, token, sandbox, queue, sessions, metrics: Metrics::new() })
     }
 
     /// [`App::run_call`] for a client that can wait as long as is usual.
@@ -87,11 +92,36 @@ impl App {
         call: Call<'_>,
         mut submission: Submission,
     ) -> Result<Steps, Fault> {
-        let cancel = Arc::new(Cancel::new().map_err(Fault::Sandbox)?);
+        let cancel = or_new(submission.cancel.take())?;
         submission.cancel = Some(Arc::clone(&cancel));
         let language = submission.language.clone();
         let sandbox = Arc::clone(&self.sandbox);
-        let work = move || sandbox.run_steps(&submission);
+        self.queued(call, cancel, language, move || sandbox.run_steps(&submission)).await
+    }
+
+    /// Runs a command for `client`, when its turn comes. Dropping this ends the run.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`].
+    pub async fn run_command(&self, client: &str, mut command: Command) -> Result<Steps, Fault> {
+        let cancel = or_new(command.cancel.take())?;
+        command.cancel = Some(Arc::clone(&cancel));
+        let sandbox = Arc::clone(&self.sandbox);
+        let work = move || {
+            let run = Some(sandbox.run_command(&command)?);
+            Ok(Steps { compile: None, run })
+        };
+        self.queued(self.queue.usual_call(client), cancel, "command".into(), work).await
+    }
+
+    async fn queued(
+        &self,
+        call: Call<'_>,
+        cancel: Arc<Cancel>,
+        language: String,
+        work: impl FnOnce() -> k15_sandbox::Result<Steps> + Send + 'static,
+    ) -> Result<Steps, Fault> {
         let done = self.queue.run_call(call, cancel, work).await.map_err(|refused| {
             self.metrics.rejected(match refused {
                 Refused::Busy(_) => "busy",
@@ -121,4 +151,9 @@ fn connections(slots: usize) -> usize {
     most.map_or(usize::MAX, |most| {
         (most.saturating_sub(OWN + OF_A_SLOT * slots) / OF_A_CONNECTION).max(1)
     })
+}
+
+/// What ends a run: what its caller has, or a new one.
+fn or_new(given: Option<Arc<Cancel>>) -> Result<Arc<Cancel>, Fault> {
+    given.map_or_else(|| Cancel::new().map(Arc::new).map_err(Fault::Sandbox), Ok)
 }

@@ -63,6 +63,8 @@ pub struct Config {
     pub http: Http,
     /// How runs wait.
     pub queue: Queue,
+    /// Sandboxes that live over several steps.
+    pub sessions: Sessions,
     /// Where and how they run.
     pub sandbox: Sandbox,
 }
@@ -94,6 +96,20 @@ pub struct Queue {
     pub wait_in_compile_time: bool,
     /// Most requests that wait at once; at most three quarters of `http.connections`.
     pub most_waiting: usize,
+}
+
+/// Sandboxes that live over several steps.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// Most sessions at once.
+    pub most: usize,
+    /// Most bytes that they set aside together: each its `disk_bytes`, and 1 KiB for each of its `disk_files`.
+    pub bytes: u64,
+    /// Seconds that a session lives when nobody uses it, where it does not ask for another lease.
+    pub lease_seconds: f64,
+    /// Most seconds that a session lives, used or not.
+    pub life_seconds: f64,
 }
 
 /// Where and how programs run.
@@ -140,6 +156,7 @@ impl Default for Config {
             log_requests: true,
             http: Http::default(),
             queue: Queue::default(),
+            sessions: Sessions::default(),
             sandbox: Sandbox::default(),
         }
     }
@@ -160,6 +177,12 @@ impl Default for Http {
 impl Default for Queue {
     fn default() -> Self {
         Self { start_within_seconds: 8.0, wait_in_compile_time: true, most_waiting: 65_536 }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { most: 1024, bytes: 8 << 30, lease_seconds: 600.0, life_seconds: 14_400.0 }
     }
 }
 
@@ -259,6 +282,8 @@ impl Config {
             ("http.write_seconds", self.http.write_seconds),
             ("http.grace_seconds", self.http.grace_seconds),
             ("queue.start_within_seconds", self.queue.start_within_seconds),
+            ("sessions.lease_seconds", self.sessions.lease_seconds),
+            ("sessions.life_seconds", self.sessions.life_seconds),
         ] {
             if !(0.0..=86_400.0).contains(&value) {
                 return Err(invalid(key, value, "between 0 and 86400"));

@@ -21,6 +21,9 @@ mod queue;
 #[cfg(test)]
 mod queue_tests;
 mod server;
+mod sessions;
+#[cfg(test)]
+mod sessions_tests;
 mod taken;
 
 use std::path::PathBuf;

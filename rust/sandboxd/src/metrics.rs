@@ -1,6 +1,6 @@
 //! What is counted, in Prometheus' text format.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use k15_sandbox::Steps;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::sessions::Counts;
 
 /// A run's labels.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -47,6 +49,9 @@ pub struct Metrics {
     rejects: Family<Reject, Counter<u64, AtomicU64>>,
     slots: Gauges<Slots>,
     waiting: Gauge,
+    sessions: Gauge,
+    session_bytes: Gauge,
+    sessions_ended: Family<Reject, Counter<u64, AtomicU64>>,
     wait: Histogram,
     run_time: Histogram,
 }
@@ -62,6 +67,9 @@ impl Metrics {
             rejects: Family::default(),
             slots: Family::default(),
             waiting: Gauge::default(),
+            sessions: Gauge::default(),
+            session_bytes: Gauge::default(),
+            sessions_ended: Family::default(),
             wait: seconds(),
             run_time: seconds(),
         };
@@ -71,6 +79,11 @@ impl Metrics {
         registry.register("rejects", "Requests that were not run", metrics.rejects.clone());
         registry.register("slots", "Slots: open, busy, and the most", metrics.slots.clone());
         registry.register("waiting", "Requests that wait for a slot", metrics.waiting.clone());
+        registry.register("sessions", "Sessions that are open", metrics.sessions.clone());
+        let bytes = metrics.session_bytes.clone();
+        registry.register_with_unit("session", "What sessions set aside", Unit::Bytes, bytes);
+        let ended = metrics.sessions_ended.clone();
+        registry.register("sessions_ended", "Sessions that have ended, and why", ended);
         let (wait, run_time) = (metrics.wait.clone(), metrics.run_time.clone());
         registry.register_with_unit("wait", "Time before the start", Unit::Seconds, wait);
         registry.register_with_unit("run", "Wall time of a run", Unit::Seconds, run_time);
@@ -97,6 +110,16 @@ impl Metrics {
     /// Counts an answer.
     pub fn answered(&self, path: &'static str, status: u16) {
         self.requests.get_or_create(&Request { path, status }).inc();
+    }
+
+    /// Notes how many sessions there are and were.
+    pub fn count_sessions(&self, counts: Counts) {
+        self.sessions.set(i64::try_from(counts.open).unwrap_or(i64::MAX));
+        self.session_bytes.set(i64::try_from(counts.bytes).unwrap_or(i64::MAX));
+        for (reason, count) in [("closed", counts.closed), ("expired", counts.expired)] {
+            let ended = self.sessions_ended.get_or_create(&Reject { reason });
+            ended.inner().store(count, Ordering::Relaxed);
+        }
     }
 
     /// The text, with what is true now.

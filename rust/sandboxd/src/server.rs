@@ -30,6 +30,9 @@ const HEAD_BYTES: usize = 64 << 10;
 /// Most headers of a request.
 const HEADERS: usize = 100;
 
+/// How often sessions are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// Who is at the other end, as far as the connection tells.
 #[derive(Clone, Debug)]
 pub struct Peer(pub String);
@@ -60,6 +63,7 @@ pub fn serve(app: App) -> Result<(), Error> {
             json!({"address": listener.address(), "slots": app.config.sandbox.slots,
                    "runner": app.sandbox.pool().runner(), "pid": std::process::id()}),
         );
+        let sweeper = tokio::spawn(sweep(Arc::clone(&app)));
         let connections = Connections::new(Arc::clone(&app));
         tokio::select! {
             () = connections.accept(&listener) => {}
@@ -68,6 +72,7 @@ pub fn serve(app: App) -> Result<(), Error> {
         }
         log::write("stopping", json!({}));
         drop(listener);
+        sweeper.abort();
         app.queue.close();
         connections.end(Duration::from_secs_f64(app.config.http.grace_seconds)).await;
         Ok::<(), Error>(())
@@ -78,6 +83,14 @@ pub fn serve(app: App) -> Result<(), Error> {
     app.sandbox.close();
     log::write("stopped", json!({}));
     Ok(())
+}
+
+/// Ends sessions whose time is over: nobody may come to ask for them.
+async fn sweep(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        app.sessions.sweep();
+    }
 }
 
 enum Listener {

@@ -11,6 +11,7 @@ mod capture;
 mod request;
 mod runtime;
 mod verdict;
+mod work;
 mod zygote;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,7 +21,9 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::{Group, Placement};
 use crate::error::Step;
-use crate::protocol::{CONFIGURE, CONFIGURE_CONTAINER, DONE, FAILED, MAX_MESSAGE, PIECE, READY};
+use crate::protocol::{
+    CONFIGURE, CONFIGURE_CONTAINER, DONE, ENTRY, FAILED, MAX_MESSAGE, MORE, PIECE, READY,
+};
 use crate::rootfs::Plan;
 use crate::sys::Errno;
 use crate::sys::descriptor::{Poll, poll};
@@ -28,9 +31,10 @@ use crate::sys::{process, socket};
 use crate::wire::{Reader, Writer};
 use crate::{Error, Job, Limits, Outcome, Result};
 use capture::{Capture, Feed};
-pub(crate) use request::Request;
+pub(crate) use request::{Request, check_path};
 pub(crate) use runtime::Runtime;
 use verdict::Killed;
+use work::Work;
 
 /// How long only the answer is waited for. A run that fills a pipe sooner waits this long, once.
 const FIRST_LOOK: Duration = Duration::from_millis(2);
@@ -310,10 +314,11 @@ impl Slot {
         }
     }
 
-    /// Receives pieces of files until the answer itself. `first` is the length of a message that is in the
+    /// Receives pieces of files and entries of the work directory until the answer itself. `first` is the length of a message that is in the
     /// buffer already.
     fn receive_answer(&mut self, job: &Job, first: Option<usize>) -> Result<verdict::Answer> {
         let mut pieces: Vec<Vec<u8>> = vec![Vec::new(); job.fetch.len()];
+        let mut work = Work::default();
         let mut next = first;
         loop {
             let length = match next.take() {
@@ -336,8 +341,15 @@ impl Slot {
                     let piece = message.get(5..).ok_or_else(cut)?;
                     pieces.get_mut(index).ok_or_else(cut)?.extend_from_slice(piece);
                 }
+                Some(ENTRY) => work.add(&mut reader).ok_or_else(cut)?,
+                Some(MORE) => work.add_more(reader.rest()).ok_or_else(cut)?,
                 Some(DONE) => {
-                    return verdict::Answer::read(&mut reader, &job.fetch, pieces).ok_or_else(cut);
+                    let mut answer =
+                        verdict::Answer::read(&mut reader, &job.fetch, pieces).ok_or_else(cut)?;
+                    if job.keeps_work {
+                        answer.work(work.end(&mut reader));
+                    }
+                    return Ok(answer);
                 }
                 None => return Err(Error::SlotBroken("the spawner died".into())),
                 Some(FAILED) => return Err(failure(&mut reader)),

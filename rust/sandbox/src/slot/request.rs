@@ -1,13 +1,16 @@
 //! A job on its way to the spawner.
 
+use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
 use crate::job::WORK_DIRECTORY;
-use crate::protocol::{Disk, MAX_MESSAGE, MAX_PIECE, RUN, STAGE};
+use crate::protocol::{
+    Disk, Entry, EntryKind, MAX_MESSAGE, MAX_PIECE, RUN, STAGE, WORK, WORK_MORE,
+};
 use crate::spawner::user_namespace;
 use crate::sys::socket;
 use crate::wire::Writer;
-use crate::{Error, Job, Limits, Result};
+use crate::{Error, Job, Kind, Limits, Result, Tree};
 
 /// Room that the fixed parts of a message take, generously.
 const HEAD: usize = 4 << 10;
@@ -48,6 +51,10 @@ impl<'a> Request<'a> {
             let expected = format!("at most {most} bytes in all, with the names of wanted files");
             return Err(Error::invalid("arguments", format!("{length} bytes"), expected));
         }
+        if let Some(tree) = &job.work {
+            // What was on such a disk before fits on it again.
+            tree.check(&job.limits, 1)?;
+        }
         let inodes = job.files.len() as u64 + 4;
         if inodes > job.limits.disk_files {
             let expected = format!("at most disk_files - 4 = {}", job.limits.disk_files - 4);
@@ -70,6 +77,9 @@ impl<'a> Request<'a> {
     ) -> Result<()> {
         let job = self.0;
         let disk = Disk { bytes: job.limits.disk_bytes, files: job.limits.disk_files };
+        if let Some(tree) = &job.work {
+            send_tree(to, tree, disk, user)?;
+        }
         let mut room = MAX_PIECE;
         let mut inline = Vec::new();
         for (path, file) in &job.files {
@@ -108,8 +118,34 @@ impl<'a> Request<'a> {
         writer.long(job.limits.disk_bytes);
         writer.count(job.fetch.len());
         job.fetch.iter().for_each(|path| writer.string(path));
+        writer.byte(u8::from(job.keeps_work));
         send(to, &writer, standard)
     }
+}
+
+/// Sends a work directory ahead of its run.
+fn send_tree(to: BorrowedFd<'_>, tree: &Tree, disk: Disk, user: u32) -> Result<()> {
+    for (path, node) in tree.iter() {
+        let path = CString::new(path)
+            .map_err(|_| Error::invalid("files", format!("{path:?}"), "no NUL in a path"))?;
+        let (kind, content) = match &node.kind {
+            Kind::Directory => (EntryKind::Directory, &[][..]),
+            Kind::Link(says) => (EntryKind::Link, &**says),
+            Kind::File(content) => (EntryKind::File, &***content),
+        };
+        let (head, rest) = content.split_at(content.len().min(MAX_PIECE));
+        let (mode, modified) = (node.mode, node.modified);
+        let mut writer = Writer::new(WORK);
+        disk.write(&mut writer);
+        writer.word(user);
+        Entry { kind, mode, modified, path: &path, content: head }.write(&mut writer);
+        send(to, &writer, &[])?;
+        for piece in rest.chunks(MAX_PIECE) {
+            let head = Writer::new(WORK_MORE);
+            socket::send(to, [head.as_slice(), piece, &[]], &[]).map_err(super::gone)?;
+        }
+    }
+    Ok(())
 }
 
 fn send(to: BorrowedFd<'_>, writer: &Writer, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
@@ -136,7 +172,8 @@ fn write_limits(writer: &mut Writer, limits: &Limits, beside: u64) {
     }
 }
 
-fn check_path(field: &'static str, path: &str) -> Result<()> {
+/// Refuses a path that leaves the work directory.
+pub(crate) fn check_path(field: &'static str, path: &str) -> Result<()> {
     let wrong = |part: &str| part.is_empty() || part == "." || part == ".." || part.len() > 255;
     if path.len() > 1024 || path.contains('\0') || path.split('/').any(wrong) {
         let expected = "a path relative to the work directory, without `.`, `..` or empty parts";

@@ -9,7 +9,7 @@ use crate::protocol::{ABSENT, Done, FETCHED, NOT_A_FILE, Stage, TOO_LONG};
 use crate::sys::Errno;
 use crate::sys::process::Ending;
 use crate::wire::Reader;
-use crate::{Job, Outcome, Verdict};
+use crate::{Job, Outcome, Tree, Verdict};
 
 /// Why the slot ended a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub(super) struct Answer {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     truncated: bool,
+    work: Option<Result<Tree, &'static str>>,
 }
 
 impl Answer {
@@ -54,7 +55,11 @@ impl Answer {
             refused.insert(name.clone(), reason.to_owned());
         }
         let (stdout, stderr) = (Vec::new(), Vec::new());
-        Some(Self { done, files, refused, stdout, stderr, truncated: false })
+        Some(Self { done, files, refused, stdout, stderr, truncated: false, work: None })
+    }
+
+    pub(super) fn work(&mut self, work: Result<Tree, &'static str>) {
+        self.work = Some(work);
     }
 
     pub(super) fn output(&mut self, stdout: Capture, stderr: Capture) {
@@ -119,6 +124,13 @@ pub(super) fn judge(job: &Job, answer: Answer, usage: Usage, killed: Option<Kill
         };
         Verdict::SandboxError
     };
+    let work = match answer.work.filter(|_| verdict != Verdict::SandboxError) {
+        Some(Err(why)) => {
+            message = format!("the work directory is as it was before: {why}");
+            None
+        }
+        other => other.and_then(Result::ok),
+    };
     Outcome {
         verdict,
         exit_code,
@@ -131,6 +143,7 @@ pub(super) fn judge(job: &Job, answer: Answer, usage: Usage, killed: Option<Kill
         peak_memory: usage.peak_memory.unwrap_or(0),
         files: answer.files,
         refused: answer.refused,
+        work,
         message,
     }
 }
@@ -148,6 +161,7 @@ mod tests {
             stdout: Vec::new(),
             stderr: Vec::new(),
             truncated: false,
+            work: None,
         };
         judge(&Job::default(), answer, usage, killed).verdict
     }

@@ -53,8 +53,13 @@ impl RunFiles {
     }
 
     /// The directory that the run sees as /tmp.
-    fn base(&self) -> BorrowedFd<'_> {
+    pub(super) fn base(&self) -> BorrowedFd<'_> {
         self.tmp.as_ref().unwrap_or(&self.mount).as_fd()
+    }
+
+    /// Notes that more was put into it than is taken away by name.
+    pub(super) fn is_filled(&mut self) {
+        self.staged = None;
     }
 
     /// Whether it is of this size.

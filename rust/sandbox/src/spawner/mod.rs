@@ -28,6 +28,7 @@ mod ran;
 mod setup;
 mod sockets;
 pub(crate) mod user_namespace;
+mod work;
 mod zygote;
 mod zygotes;
 
@@ -37,8 +38,8 @@ use std::time::Duration;
 
 use crate::error::Step;
 use crate::protocol::{
-    CHECK, CONFIGURE, CONFIGURE_CONTAINER, DONE, Disk, Done, FAILED, MAX_MESSAGE, READY, RUN,
-    STAGE, SWITCH, Stage, WARM,
+    CHECK, CONFIGURE, CONFIGURE_CONTAINER, DONE, Disk, Done, Entry, FAILED, MAX_MESSAGE, READY,
+    RUN, STAGE, SWITCH, Stage, WARM, WORK, WORK_MORE,
 };
 use crate::rootfs::Plan;
 use crate::sys::clone::{Placement, Stack, suspended_until_done};
@@ -58,6 +59,7 @@ use order::Order;
 use overlay::Overlay;
 use ran::{Ran, nanoseconds};
 pub(crate) use setup::GROUP;
+use work::Staging;
 use zygote::Recipe;
 use zygotes::Zygotes;
 
@@ -91,6 +93,10 @@ struct Spawner<'a> {
     is_worn_out: bool,
     /// Whether a run has left objects in the ipc namespace that could not be replaced.
     stale_ipc: bool,
+    /// The work directory of the next run, as far as it has come.
+    work: Staging,
+    /// Processor time that putting it there took: it is not the run's.
+    work_time: Duration,
     /// What went wrong when staging, told when the run is asked for.
     staging_error: Option<Errno>,
     stacks: [Stack; 2],
@@ -117,6 +123,8 @@ fn serve_runs(socket: BorrowedFd<'_>, guard: BorrowedFd<'_>) -> Result<()> {
         zygotes: Zygotes::default(),
         files: None,
         stale_ipc: false,
+        work: Staging::default(),
+        work_time: Duration::ZERO,
         staging_error: None,
         stacks: [Stack::new(STACK), Stack::new(STACK)],
     };
@@ -186,6 +194,12 @@ impl Spawner<'_> {
                     return Ok(None);
                 }
             }
+            Some(WORK) => {
+                if self.stage_work(&mut reader).is_none() {
+                    return Ok(None);
+                }
+            }
+            Some(WORK_MORE) => self.stage_more(reader.rest()),
             Some(RUN) => return self.run(&mut reader, descriptors),
             Some(CHECK) => self.send(&Writer::new(READY))?,
             _ => return Ok(None),
@@ -253,6 +267,28 @@ impl Spawner<'_> {
         Some(())
     }
 
+    fn stage_work(&mut self, reader: &mut Reader<'_>) -> Option<()> {
+        let busy = process::processor_time();
+        let (disk, user) = (Disk::read(reader)?, reader.word()?);
+        let entry = Entry::read(reader)?;
+        if self.staging_error.is_none() {
+            let mut work = std::mem::take(&mut self.work);
+            let files = self.files_for(disk);
+            self.staging_error = files.and_then(|files| work.add(files, user, &entry)).err();
+            self.work = work;
+        }
+        self.work_time += process::processor_time().saturating_sub(busy);
+        Some(())
+    }
+
+    fn stage_more(&mut self, content: &[u8]) {
+        let busy = process::processor_time();
+        if self.staging_error.is_none() {
+            self.staging_error = self.work.add_more(content).err();
+        }
+        self.work_time += process::processor_time().saturating_sub(busy);
+    }
+
     fn run(&mut self, reader: &mut Reader<'_>, standard: Received) -> Result<Option<()>> {
         let start = process::monotonic();
         let busy = process::processor_time();
@@ -282,12 +318,17 @@ impl Spawner<'_> {
         let wall = nanoseconds(process::monotonic().saturating_sub(start));
         let mut files = Writer::default();
         fetch::send_wanted(self.socket, self.files.as_ref(), &order, &mut files)?;
+        if order.keeps_work {
+            let files_ = self.files.as_ref();
+            files.byte(work::send_all(self.socket, files_, disk.bytes)?);
+        }
         self.clear();
         // A zygote lives where its runs live, and the spawner does not.
         let busy = match self.zygotes.serving() {
             Some(_) => Duration::ZERO,
-            None => process::processor_time().saturating_sub(busy),
+            None => process::processor_time().saturating_sub(busy) + self.work_time,
         };
+        self.work_time = Duration::ZERO;
         let (used, overhead) = (nanoseconds(ran.used), nanoseconds(ran.overhead + busy));
         let mut head = Writer::new(DONE);
         Done { stage, status, wall, used, overhead }.write(&mut head);
@@ -299,12 +340,15 @@ impl Spawner<'_> {
     /// Stages the files that came with the order. The run's mount of the file system.
     fn prepare(&mut self, disk: Disk, order: &Order<'_>) -> Result<OwnedFd, Errno> {
         if let Some(errno) = self.staging_error.take() {
+            self.work = Staging::default();
             return Err(errno);
         }
         if self.stale_ipc {
             return Err(Errno(libc::EBUSY));
         }
+        let mut work = std::mem::take(&mut self.work);
         let files = self.files_for(disk)?;
+        work.finish(files, order.user)?;
         for &(executable, path, content) in &order.files {
             files.append(path, order.user, executable, content)?;
         }

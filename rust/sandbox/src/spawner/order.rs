@@ -23,6 +23,8 @@ pub(super) struct Order<'m> {
     /// Paths of files that are wanted afterwards, and how many bytes they may have together.
     pub(super) wanted: Vec<&'m CStr>,
     pub(super) most_bytes: u64,
+    /// Whether all that is in the work directory is wanted too.
+    pub(super) keeps_work: bool,
 }
 
 impl<'m> Order<'m> {
@@ -43,6 +45,7 @@ impl<'m> Order<'m> {
             .collect::<Option<_>>()?;
         let most_bytes = reader.long()?;
         let wanted = reader.strings()?;
+        let keeps_work = reader.byte()? != 0;
         Some(Self {
             user,
             limits,
@@ -54,6 +57,7 @@ impl<'m> Order<'m> {
             files,
             wanted,
             most_bytes,
+            keeps_work,
         })
     }
 }

@@ -12,6 +12,7 @@ compile_error!("k15-sandbox runs on Linux on x86_64: its system calls are made i
 pub mod clone;
 pub mod credentials;
 pub mod descriptor;
+pub mod directory;
 pub mod exec;
 pub mod mount;
 pub mod process;

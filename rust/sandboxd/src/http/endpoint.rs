@@ -49,6 +49,8 @@ pub struct Endpoint {
     pub method: Method,
     /// What it does, in a few words.
     pub summary: &'static str,
+    /// Parameters of its query, each with what it means. None must be there.
+    pub query: Vec<(&'static str, &'static str)>,
     /// The body that it takes.
     pub request: Option<SchemaOf>,
     /// What it answers, by status.
@@ -75,9 +77,18 @@ impl Endpoint {
         let handler = MethodFilter::try_from(method.clone())
             .map_or_else(|_| MethodRouter::new(), |filter| on(filter, handler));
         let answers = BTreeMap::new();
-        Self { path, handler, is_open: false, method, summary: "", request: None, answers }
-            .refuses(401, "The daemon's token is wanted.")
-            .refuses(403, "A browser asks for another site's page.")
+        Self {
+            path,
+            handler,
+            is_open: false,
+            method,
+            summary: "",
+            query: Vec::new(),
+            request: None,
+            answers,
+        }
+        .refuses(401, "The daemon's token is wanted.")
+        .refuses(403, "A browser asks for another site's page.")
     }
 
     /// Says what it does, in a few words.
@@ -89,6 +100,12 @@ impl Endpoint {
     pub fn open(mut self) -> Self {
         self.answers.retain(|status, _| *status < 400);
         Self { is_open: true, ..self }
+    }
+
+    /// It takes a parameter in its query.
+    pub fn query(mut self, name: &'static str, about: &'static str) -> Self {
+        self.query.push((name, about));
+        self
     }
 
     /// It takes a body in JSON, by `body::read`.

@@ -49,7 +49,7 @@ struct RunCodeAnswer {
 
 /// What became of a request.
 #[derive(Debug, Default, JsonSchema, PartialEq, Serialize)]
-enum RunStatus {
+pub enum RunStatus {
     /// Every command ended with 0.
     #[default]
     Success,
@@ -62,7 +62,7 @@ enum RunStatus {
 /// What became of one command.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "CommandRunResult")]
-struct Command {
+pub struct Command {
     /// How it ended.
     status: CommandStatus,
     /// Seconds.
@@ -73,6 +73,13 @@ struct Command {
     stdout: Option<String>,
     /// The first megabyte that it wrote to its standard error.
     stderr: Option<String>,
+}
+
+impl Command {
+    /// It was ended by its own clock.
+    pub fn run_out_of_time(&mut self) {
+        (self.status, self.return_code) = (CommandStatus::TimeLimitExceeded, None);
+    }
 }
 
 /// How a command ended.
@@ -162,7 +169,7 @@ fn within(app: &App, compile_time: Option<f64>, submission: &Submission) -> Dura
 }
 
 /// Why a language of its enum cannot be run here.
-fn missing(app: &App, language: &str) -> Option<String> {
+pub fn missing(app: &App, language: &str) -> Option<String> {
     match app.sandbox.missing(language) {
         None => Some(format!("{language:?} is not among this daemon's languages")),
         Some("") => None,
@@ -171,23 +178,10 @@ fn missing(app: &App, language: &str) -> Option<String> {
 }
 
 fn submission(asked: RunCode) -> Submission {
-    // Below a millisecond nothing can be held; a program that is given none is out of time.
-    let seconds = |asked: f64| asked.max(0.001);
-    let limits = |timeout: f64| LimitChanges {
-        wall_seconds: Some(seconds(timeout)),
-        // The clock is the only limit of its server: all processors may be busy until then.
-        cpu_seconds: Some((seconds(timeout) * processors() + 1.0).min(86_400.0)),
-        memory_bytes: u64::try_from(asked.memory_limit_mb)
-            .ok()
-            .filter(|megabytes| *megabytes > 0)
-            .map(|megabytes| (megabytes << 20).max(2 * Limits::MEMORY_BESIDE_FILES)),
-        ..LimitChanges::default()
-    };
-    let output_bytes = Some(64 * OUTPUT_BYTES as u64);
     Submission {
-        limits: LimitChanges { output_bytes, ..limits(asked.run_timeout) },
+        limits: limits(asked.run_timeout, asked.memory_limit_mb),
         // What a compiler takes is not the program's.
-        compile_limits: LimitChanges { memory_bytes: None, ..limits(asked.compile_timeout) },
+        compile_limits: LimitChanges { output_bytes: None, ..limits(asked.compile_timeout, -1) },
         source: asked.code,
         language: asked.language.to_owned(),
         arguments: asked.args,
@@ -195,7 +189,25 @@ fn submission(asked: RunCode) -> Submission {
         files: asked.files,
         run_files: BTreeMap::new(),
         fetch: asked.fetch_files,
+        work: None,
         cancel: None,
+    }
+}
+
+/// What its server's two limits come to here.
+pub fn limits(timeout: f64, memory_limit_mb: i64) -> LimitChanges {
+    // Below a millisecond nothing can be held; a program that is given none is out of time.
+    let seconds = timeout.max(0.001);
+    LimitChanges {
+        wall_seconds: Some(seconds),
+        // The clock is the only limit of its server: all processors may be busy until then.
+        cpu_seconds: Some((seconds * processors() + 1.0).min(86_400.0)),
+        memory_bytes: u64::try_from(memory_limit_mb)
+            .ok()
+            .filter(|megabytes| *megabytes > 0)
+            .map(|megabytes| (megabytes << 20).max(2 * Limits::MEMORY_BESIDE_FILES)),
+        output_bytes: Some(64 * OUTPUT_BYTES as u64),
+        ..LimitChanges::default()
     }
 }
 
@@ -219,7 +231,8 @@ fn fill(reply: &mut RunCodeAnswer, caller: &Caller, mut steps: Steps) {
     reply.run_result = steps.run.map(|outcome| command(caller, outcome));
 }
 
-fn command(caller: &Caller, outcome: Outcome) -> Command {
+/// What its server says of a command that ended so.
+pub fn command(caller: &Caller, outcome: Outcome) -> Command {
     let (status, return_code) = match outcome.verdict {
         Verdict::SandboxError => (CommandStatus::Error, None),
         Verdict::WallLimit | Verdict::CpuLimit => (CommandStatus::TimeLimitExceeded, None),

@@ -85,7 +85,8 @@ fn timeout() -> f64 {
     10.0
 }
 
-fn no_memory_limit() -> i64 {
+/// -1: none that the request asks for.
+pub fn no_memory_limit() -> i64 {
     -1
 }
 
@@ -166,6 +167,36 @@ impl RunCode {
     ///
     /// Every fault that it has.
     pub fn parse(body: &[u8]) -> Result<Self, Faults> {
+        let mut reader = Reader::new(body)?;
+        let request = Self {
+            says_compile_timeout: reader.has("compile_timeout"),
+            compile_timeout: reader.seconds("compile_timeout", timeout()),
+            run_timeout: reader.seconds("run_timeout", timeout()),
+            memory_limit_mb: reader.integer("memory_limit_MB", no_memory_limit()),
+            code: reader.required_text("code"),
+            stdin: reader.optional_text("stdin"),
+            language: reader.language(),
+            files: reader.files(),
+            fetch_files: reader.texts("fetch_files"),
+            args: reader.texts("args"),
+        };
+        reader.end(request)
+    }
+}
+
+/// Takes fields out of an object and notes what is wrong with them.
+pub struct Reader {
+    faults: Faults,
+    fields: Map<String, Value>,
+}
+
+impl Reader {
+    /// Reads a body that is an object.
+    ///
+    /// # Errors
+    ///
+    /// What it is instead.
+    pub fn new(body: &[u8]) -> Result<Self, Faults> {
         let value: Value = serde_json::from_slice(body).map_err(|error| {
             Faults::one(Fault {
                 kind: "json_invalid",
@@ -175,41 +206,34 @@ impl RunCode {
                 ctx: Some(BTreeMap::from([("error", error.to_string())])),
             })
         })?;
-        let mut reader = Reader { faults: Faults { detail: Vec::new() }, fields: Map::new() };
+        let mut faults = Faults { detail: Vec::new() };
         match value {
-            Value::Object(fields) => reader.fields = fields,
+            Value::Object(fields) => Ok(Self { faults, fields }),
             other => {
                 let message = "Input should be a valid dictionary or object to extract fields from";
-                reader.faults.add("model_attributes_type", &[], message, &other);
-                return Err(reader.faults);
+                faults.add("model_attributes_type", &[], message, &other);
+                Err(faults)
             }
         }
-        let says_compile_timeout = reader.fields.contains_key("compile_timeout");
-        let request = Self {
-            says_compile_timeout,
-            compile_timeout: reader.seconds("compile_timeout"),
-            run_timeout: reader.seconds("run_timeout"),
-            memory_limit_mb: reader.integer("memory_limit_MB", no_memory_limit()),
-            code: reader.required_text("code"),
-            stdin: reader.optional_text("stdin"),
-            language: reader.language(),
-            files: reader.files(),
-            fetch_files: reader.texts("fetch_files"),
-            args: reader.texts("args"),
-        };
-        if reader.faults.detail.is_empty() { Ok(request) } else { Err(reader.faults) }
     }
-}
 
-/// Takes fields out of an object and notes what is wrong with them.
-struct Reader {
-    faults: Faults,
-    fields: Map<String, Value>,
-}
+    /// Whether a field is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
 
-impl Reader {
-    fn seconds(&mut self, name: &str) -> f64 {
-        let Some(value) = self.fields.remove(name) else { return timeout() };
+    /// `request`, if all that was read was right.
+    ///
+    /// # Errors
+    ///
+    /// Every fault that there was.
+    pub fn end<T>(self, request: T) -> Result<T, Faults> {
+        if self.faults.detail.is_empty() { Ok(request) } else { Err(self.faults) }
+    }
+
+    /// Seconds.
+    pub fn seconds(&mut self, name: &str, default: f64) -> f64 {
+        let Some(value) = self.fields.remove(name) else { return default };
         let parsed = match &value {
             Value::Number(number) => number.as_f64(),
             Value::Bool(flag) => Some(f64::from(u8::from(*flag))),
@@ -218,11 +242,12 @@ impl Reader {
         };
         parsed.unwrap_or_else(|| {
             self.faults.add("float_type", &[name], "Input should be a valid number", &value);
-            timeout()
+            default
         })
     }
 
-    fn integer(&mut self, name: &str, default: i64) -> i64 {
+    /// A whole number.
+    pub fn integer(&mut self, name: &str, default: i64) -> i64 {
         let Some(value) = self.fields.remove(name) else { return default };
         #[expect(clippy::cast_possible_truncation, reason = "it has no fraction")]
         let whole =
@@ -289,7 +314,8 @@ impl Reader {
         ""
     }
 
-    fn files(&mut self) -> BTreeMap<String, Vec<u8>> {
+    /// Files, each in base64.
+    pub fn files(&mut self) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
         let Some(value) = self.fields.remove("files") else { return files };
         let Value::Object(given) = value else {
@@ -316,7 +342,28 @@ impl Reader {
         files
     }
 
-    fn texts(&mut self, name: &str) -> Vec<String> {
+    /// A field that can have one value only.
+    pub fn only(&mut self, name: &str, expected: &str) {
+        match self.fields.remove(name) {
+            Some(given) if given != expected => {
+                let message = format!("Input should be '{expected}'");
+                self.faults.add("literal_error", &[name], &message, &given);
+            }
+            _ => {}
+        }
+    }
+
+    /// A list of strings that must be there.
+    pub fn required_texts(&mut self, name: &str) -> Vec<String> {
+        if !self.fields.contains_key(name) {
+            let input = Value::Object(Map::new());
+            self.faults.add("missing", &[name], "Field required", &input);
+        }
+        self.texts(name)
+    }
+
+    /// A list of strings.
+    pub fn texts(&mut self, name: &str) -> Vec<String> {
         match self.fields.remove(name) {
             None => Vec::new(),
             Some(Value::Array(values)) => {

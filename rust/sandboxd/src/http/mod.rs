@@ -10,11 +10,14 @@ mod endpoint;
 mod fusion;
 mod fusion_request;
 mod judge;
+mod jupyter;
 mod object;
 mod openapi;
 mod operate;
 mod page;
 mod run;
+mod session;
+mod session_run;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -51,8 +54,11 @@ pub struct Caller {
 fn endpoints() -> Vec<Endpoint> {
     [
         fusion::endpoints(),
+        jupyter::endpoints(),
         run::endpoints(),
         batch::endpoints(),
+        session::endpoints(),
+        session_run::endpoints(),
         operate::endpoints(),
         openapi::endpoints(),
         page::endpoints(),

@@ -93,6 +93,9 @@ fn operation(endpoint: &Endpoint, method: &str, schemas: &mut Schemas) -> Value 
     let words = endpoint.path.split(['/', '.', '{', '}']).filter(|word| !word.is_empty());
     let id: Vec<&str> = std::iter::once(method).chain(words).collect();
     let mut parameters: Vec<Value> = in_path(endpoint.path).collect();
+    parameters.extend(endpoint.query.iter().map(|(name, about)| {
+        json!({"name": name, "in": "query", "description": about, "schema": {"type": "string"}})
+    }));
     parameters.extend(
         ["Client", "RequestId"]
             .map(|name| json!({"$ref": format!("#/components/parameters/{name}")})),

@@ -91,6 +91,7 @@ async fn languages(State(app): State<Arc<App>>) -> Response {
 /// See `metrics.rs`.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let (waiting, busy) = app.queue.load();
+    app.metrics.count_sessions(app.sessions.counts());
     let pool = app.sandbox.pool();
     let text = app.metrics.text(pool.most(), pool.slots(), busy, waiting);
     ([(CONTENT_TYPE, METRICS)], text).into_response()

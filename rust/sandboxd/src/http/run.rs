@@ -130,6 +130,7 @@ impl RunRequest {
             fetch: self.fetch,
             limits: self.limits,
             compile_limits: self.compile_limits,
+            work: None,
             cancel: None,
         })
     }
