@@ -23,6 +23,7 @@ from log_reader import (
 from store_every_kind import OPTIONS, write_every_kind
 
 from k15core import Store
+from k15core._core import repair_store, verify_store
 from k15core.errors import CorruptionError
 
 
@@ -120,6 +121,24 @@ def test_another_format_is_refused(copy: Path) -> None:
     head[12:16] = crc32c(bytes(head[:12] + head[16:64])).to_bytes(4, "little")
     overwrite(path, 0, bytes(head))
     assert "written in format 3; this version of k15core reads formats 1 to 2" in refused(copy)
+
+
+@pytest.mark.parametrize("at", [16, 32])
+def test_numbers_that_nothing_can_follow_are_named(at: int, copy: Path) -> None:
+    path, *others = log_files(copy)
+    for other in others:
+        other.unlink()
+    head = bytearray(path.read_bytes()[:128])
+    head[at : at + 8] = b"\xff" * 8
+    head[12:16] = crc32c(bytes(head[:12] + head[16:64])).to_bytes(4, "little")
+    overwrite(path, 0, bytes(head))
+    if at == 16:
+        path = path.rename(copy / f"{2**64 - 1}.log")
+    what = f"offset {at}: {2**64 - 1}: expected less than {2**62}"
+    assert refused(copy) == f"{path}: {what}"
+    assert any(what in damage["what"] for damage in verify_store(copy)["damages"])
+    repair_store(copy)
+    Store(copy, **OPTIONS).close()
 
 
 def tail(directory: Path) -> tuple[Path, list[Record]]:

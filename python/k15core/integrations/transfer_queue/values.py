@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -76,7 +75,7 @@ class ValueStore:
             )
         places = []
         for key, layout in zip(keys, encoded.layouts, strict=True):
-            about = json.dumps({"key": key, **asdict(layout)})
+            about = json.dumps({"key": key, **vars(layout)})
             (trajectory_id,) = self._store.add_group(Prompt(0, _NOTHING, about), 1)
             places.append((self._store.trajectory(trajectory_id)["group_id"], trajectory_id))
         try:

@@ -33,6 +33,10 @@ pub(super) struct Location {
     pub(super) offset: u32,
 }
 
+/// Files and records are numbered below this. They count up by one, so no store ever comes near, and
+/// numbers that are counted on from there stay numbers.
+pub(super) const NUMBERS: u64 = 1 << 62;
+
 /// A mapped file of the log.
 pub(super) struct LogFile {
     pub(super) sequence: u64,
@@ -66,7 +70,8 @@ impl Head {
         let committed = read_word(u64_at(head, COMMITTED)?).filter(|&end| end >= DATA)?;
         let (sequence, first_number) = (u64_at(head, 16)?, u64_at(head, 32)?);
         let format = u32_at(head, 8)?;
-        whole.then_some(Self { format, sequence, first_number, committed })
+        let is_ours = whole && sequence < NUMBERS && first_number < NUMBERS;
+        is_ours.then_some(Self { format, sequence, first_number, committed })
     }
 }
 
@@ -121,9 +126,17 @@ impl Examined {
                 );
                 return self.fault(8, what);
             }
-            (self.file.sequence, self.file.first_number) = (sequence, first_number);
-            self.file.format = format;
             self.has_fields = true;
+            for (at, number) in [(16, sequence), (32, first_number)] {
+                if number >= NUMBERS {
+                    self.has_fields = false;
+                    self.fault(at, format!("offset {at}: {number}: expected less than {NUMBERS}"));
+                }
+            }
+            self.file.format = format;
+        }
+        if self.has_fields {
+            (self.file.sequence, self.file.first_number) = (sequence, first_number);
             if length != size as u64 {
                 let what = format!(
                     "{size} bytes long, but its header says {length}: it was truncated or extended"

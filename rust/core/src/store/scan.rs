@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use super::event::Event;
-use super::file::{DATA, Damage, Examined, LogFile};
+use super::file::{DATA, Damage, Examined, LogFile, NUMBERS};
 use super::log::log_name;
 use super::map::Map;
 use super::record::{self, Header};
@@ -62,7 +62,7 @@ pub(super) enum Item<'a> {
 /// The files of the log in a directory, as far as they can be read. Refuses another format.
 pub(super) fn volumes(paths: &[PathBuf]) -> Result<Vec<Volume>> {
     let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
-    let named = |path: &PathBuf| number(path).filter(|&number| number < u64::MAX / 2);
+    let named = |path: &PathBuf| number(path).filter(|&number| number < NUMBERS);
     let newest = paths.iter().filter_map(named).max().unwrap_or(0);
     let first = newest.saturating_sub(paths.len() as u64 - 1).max(1);
     let mut volumes: Vec<Volume> = Vec::new();
