@@ -10,7 +10,7 @@ HOURS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build daemon demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store sanitize fuzz break-defences test-v2 clean
+.PHONY: help setup build daemon demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store soak-daemon sanitize fuzz break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,7 +71,7 @@ break-defences: build ## take out one defence of the sandbox after the other; wr
 test-v2: build ## the sandbox on a kernel with cgroup v2 only, booted in qemu
 	@bash scripts/test_v2.sh
 
-soak: soak-sandbox soak-store ## both soaks, one after the other
+soak: soak-sandbox soak-store soak-daemon ## all soaks, one after the other
 
 soak-sandbox: build ## 100,000 sandboxed runs in a row while slots are killed; RUNNER=name and RUNS=n pick others
 	@PYTHONPATH=tests $(PY) -m soak --runner $(RUNNER) --runs $(RUNS)
@@ -79,7 +79,11 @@ soak-sandbox: build ## 100,000 sandboxed runs in a row while slots are killed; R
 soak-store: build ## two hours of churn on a durable store at its capacity; HOURS=n picks another time
 	@PYTHONPATH=tests $(PY) -m soak.store --hours $(HOURS)
 
+soak-daemon: build ## a minute of ten times what a daemon bears, then fifty kills under load
+	@PYTHONPATH=tests $(PY) -m soak.daemon
+
 bench: build ## measure the claims against their peers; writes bench/out/summary.json
+	@cargo build --quiet --release --package k15-sandboxd --example load
 	@$(PY) -m bench
 
 clean: ## remove what was built; runs/ stays

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemons import Daemon, daemon
+from soak.daemon import verl
 
 NEEDS = "needs verl, which `make test-peers` installs into an environment of its own"
 pytest.importorskip("verl", reason=NEEDS)
@@ -77,3 +79,9 @@ def test_right_programs_are_scored_right_when_many_wait_for_one_slot(tmp_path: P
     with daemon(settings="[sandbox]\nslots = 1", home=tmp_path) as busy:
         results, _ = check_correctness(f"{busy.url}/run_code", cases, code, timeout=10)
     assert results == [True] * 64
+
+
+def test_twice_the_requests_that_it_can_hold_and_no_right_program_is_scored_as_wrong(
+    tmp_path: Path,
+) -> None:
+    assert verl(sys.executable, 20, tmp_path) == []
