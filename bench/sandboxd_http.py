@@ -41,7 +41,7 @@ WORK = [
 
 
 def generator() -> Path:
-    """The load generator, compiled."""
+    """The load generator, compiled: `make bench` has done it before."""
     command = ["cargo", "build", "--quiet", "--release", "--package", "k15-sandboxd"]
     try:
         subprocess.run([*command, "--example", "load"], check=True)
@@ -106,7 +106,10 @@ def run() -> list[Entry]:
             body = Path(temporary) / f"{name}.json"
             body.write_text(json.dumps(job))
             peer = "the same sandbox in process"
-            for suffix, keeps, least in [("", "keep", bar), (".new_connections", "new", None)]:
+            for suffix, keeps, least, rounds in [
+                ("", "keep", bar, 7),
+                (".new_connections", "new", None, 3),
+            ]:
                 entries += compare(
                     f"{NAME}.{name}{suffix}",
                     over_http(load, address, body, runs, keeps),
@@ -114,5 +117,6 @@ def run() -> list[Entry]:
                     bars={peer: least},
                     unit="runs/s",
                     figure=lambda seconds: 1 / seconds,
+                    rounds=rounds,
                 )
     return entries

@@ -13,7 +13,7 @@ from pathlib import Path
 from daemons import Daemon
 
 SLEEP = 0.1
-"""Seconds that a program of the load takes: the slots are what is scarce, not processors."""
+"""Seconds that a program takes if nothing else is said: slots are scarce, not processors."""
 PATIENCE = 120.0
 """Seconds after which a request counts as not answered."""
 
@@ -33,12 +33,9 @@ class Load:
         return sum(each > seconds for each in self.refused_after)
 
 
-def sustainable(slots: int) -> float:
-    """Runs a second of the load's programs at most."""
-    return slots / SLEEP
-
-
-async def flood(running: Daemon, rate: float, seconds: float, clients: int) -> Load:
+async def flood(
+    running: Daemon, rate: float, seconds: float, clients: int, sleep: float = SLEEP
+) -> Load:
     """Send requests at `rate` a second, each on a connection of its own, and await all answers."""
     load = Load()
     host, port = running.address.split(":")
@@ -48,15 +45,17 @@ async def flood(running: Daemon, rate: float, seconds: float, clients: int) -> L
         while load.sent < now * rate:
             number = load.sent
             load.sent += 1
-            asked.add(task := asyncio.create_task(ask(load, host, int(port), number, clients)))
+            asked.add(
+                task := asyncio.create_task(ask(load, host, int(port), number, clients, sleep))
+            )
             task.add_done_callback(asked.discard)
         await asyncio.sleep(0.005)
     await asyncio.gather(*asked)
     return load
 
 
-async def ask(load: Load, host: str, port: int, number: int, clients: int) -> None:
-    code = f"import time; time.sleep({SLEEP}); print({number})"
+async def ask(load: Load, host: str, port: int, number: int, clients: int, sleep: float) -> None:
+    code = f"import time; time.sleep({sleep}); print({number})"
     body = json.dumps({"source": code, "language": "python"}).encode()
     head = (
         f"POST /v1/run HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from daemons import client_of, daemon
-from overload import await_idle, descriptors, flood, sustainable, waited_longer
+from overload import SLEEP, await_idle, descriptors, flood, waited_longer
 from sandboxes import wait_until
 
 SETTINGS = """
@@ -22,10 +22,10 @@ BUCKET = 1.024
 
 def test_ten_times_the_load_is_answered_in_time_or_at_once(tmp_path: Path) -> None:
     with daemon(settings=SETTINGS, home=tmp_path) as it, client_of(it) as client:
-        asyncio.run(flood(it, sustainable(4), 0.5, clients=1))
+        asyncio.run(flood(it, 4 / SLEEP, 0.5, clients=1))
         await_idle(it)
         before = descriptors(it), it.gauge('slots{state="open"}')
-        load = asyncio.run(flood(it, 10 * sustainable(4), 3, clients=3))
+        load = asyncio.run(flood(it, 40 / SLEEP, 3, clients=3))
         assert load.wrong == []
         assert set(load.answers) == {"200", "504"}, load.answers
         assert sum(load.answers.values()) == load.sent
