@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openapi
 import pytest
-from daemons import daemon
+from daemons import daemon, need_daemon
 
 NEEDS = "needs schemathesis, which `make test-peers` installs into an environment of its own"
 pytest.importorskip("schemathesis", reason=NEEDS)
+
+from openapi_spec_validator import validate
 
 EXAMPLES = 50
 """Requests for each endpoint, beside those that try each field's edges."""
@@ -29,6 +32,11 @@ include-path = "/run_code"
 # SandboxFusion's server takes numbers as text, and fields that it does not know.
 checks.negative_data_rejection.enabled = false
 """
+
+
+def test_the_document_is_openapi() -> None:
+    need_daemon()
+    validate(openapi.document())
 
 
 def test_no_request_breaks_it_and_every_answer_is_documented(tmp_path: Path) -> None:
