@@ -1,8 +1,9 @@
-"""What schemathesis loads: how it reads a batch's answer, and programs that mostly can run."""
+"""What schemathesis loads: how a batch is read; programs and sessions that mostly are there."""
 
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import schemathesis
@@ -12,6 +13,15 @@ import schemathesis
 def read_lines(_: Any, response: Any) -> Any:
     # The schema is that of a line: the last, which every answer has, stands for all.
     return json.loads(response.content.splitlines()[-1])
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, parameters: Any) -> Any:
+    """A made-up session is no session: most become the one that the test has opened."""
+    if parameters and "id" in parameters and context.operation.method != "delete":
+        is_kept = len(str(parameters["id"])) % 4 == 3
+        parameters["id"] = parameters["id"] if is_kept else os.environ["K15_TEST_SESSION"]
+    return parameters
 
 
 @schemathesis.hook
