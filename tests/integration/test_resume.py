@@ -58,17 +58,16 @@ def command(arguments: list[str], log: str, kill_at: int | None) -> None:
     from k15core.cli import main
     from k15core.rollout.partial import PartialRollout
 
-    acknowledge, seen = PartialRollout._acknowledge, 0
+    append, seen = PartialRollout._append, 0
 
-    def counted(*given: Any) -> bool:
+    def counted(*given: Any) -> None:
         nonlocal seen
-        kept = acknowledge(*given)
+        append(*given)
         seen += 1
         if seen == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return kept
 
-    PartialRollout._acknowledge = counted  # type: ignore[method-assign]
+    PartialRollout._append = counted  # type: ignore[method-assign]
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -17,7 +17,7 @@ def store() -> Iterator[Store]:
     """Eight groups of two under versions 0 to 7; those with an even id have `values`."""
     with Store(columns={"values": "float32"}, max_uses=2) as store:
         for i in range(8):
-            prompt = Prompt(i, np.arange(3, dtype=np.int32), "")
+            prompt = Prompt(100 + i, np.arange(3, dtype=np.int32), "")
             store.add_group(prompt, 2, version=i)
             for lease in store.lease(2, now=0, duration=1):
                 who = lease.trajectory_id
@@ -32,12 +32,13 @@ def store() -> Iterator[Store]:
 
 
 def test_candidates_are_what_a_sample_could_take(store: Store) -> None:
-    ids, tokens = store.candidates(max_staleness=3, version=7)
+    ids, tokens, prompt_ids = store.candidates(max_staleness=3, version=7)
     assert ids.tolist() == [4, 5, 6, 7]
+    assert prompt_ids.tolist() == [104, 105, 106, 107]
     assert tokens.tolist() == [14 + 2 * (2 * i) + 1 for i in (4, 5, 6, 7)]
-    ids, _ = store.candidates(max_staleness=9, version=7, columns=["values"])
+    ids, _, _ = store.candidates(max_staleness=9, version=7, columns=["values"])
     assert ids.tolist() == [0, 2, 4, 6]
-    ids, tokens = store.candidates(max_staleness=9, version=7)
+    ids, tokens, _ = store.candidates(max_staleness=9, version=7)
     batch = store.sample(groups=99, max_staleness=9, version=7)
     assert np.unique(batch.group_ids).tolist() == ids.tolist()
     assert len(batch.input_ids) == tokens.sum()
@@ -49,7 +50,7 @@ def test_take(store: Store) -> None:
     assert set(batch.columns) == {"values"}
     assert store.take([5, 2], columns=["values"]).group_ids.tolist() == [2, 2]
     assert store.take([2]).group_ids.tolist() == [], "it was used twice"
-    ids, _ = store.candidates(max_staleness=9, version=7)
+    ids, _, _ = store.candidates(max_staleness=9, version=7)
     assert 2 not in ids
     assert 5 in ids
     with pytest.raises(InvalidInputError, match="group_id = -1"):
