@@ -5,34 +5,37 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from daemons import Daemon, daemon
 
 NEEDS = "needs ipykernel, which `make test-peers` installs into an environment of its own"
-ipykernel = pytest.importorskip("ipykernel", reason=NEEDS)
+pytest.importorskip("ipykernel", reason=NEEDS)
 
 TABLE = """
+# What ipykernel needs may lie in several folders: see scripts/test_peers.sh.
 [jupyter]
 file = "driver.py"
 tools = { python3 = ["/opt/python/bin/python3"] }
 run = ["{python3}", "-B", "driver.py"]
-environment = ["PYTHONPATH=/opt/packages"]
+environment = ["PYTHONPATH={packages}"]
 """
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     home = tmp_path_factory.mktemp("home")
-    (home / "jupyter.toml").write_text(TABLE)
-    packages = Path(ipykernel.__file__).parents[1]
+    folders = dict.fromkeys(path for path in sys.path if path.endswith("site-packages"))
+    binds = {f"/opt/packages/{number}": path for number, path in enumerate(folders)}
+    table = TABLE.replace("{packages}", ":".join(binds))
+    (home / "jupyter.toml").write_text(table)
+    binds["/opt/python"] = sys.base_prefix
     settings = f"""
     [sandbox]
     slots = 2
     languages = ["{home}/jupyter.toml"]
-    binds = {{ "/opt/python" = "{sys.base_prefix}", "/opt/packages" = "{packages}" }}
+    binds = {{ {", ".join(f'"{target}" = "{path}"' for target, path in binds.items())} }}
     """
     with daemon(settings=settings, home=home) as found:
         yield found
