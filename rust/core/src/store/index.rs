@@ -46,6 +46,8 @@ pub(super) struct Index {
     pub(super) live: BTreeMap<u64, u64>,
     pub(super) base: Base,
     moving: Option<Moving>,
+    /// While a log is read nobody looks for anything: what is looked in is filled when all is there.
+    is_loading: bool,
 }
 
 /// A group that is being written again, until its last record is there.
@@ -70,7 +72,20 @@ impl Index {
             live: BTreeMap::new(),
             base: Base { next_mark: 1, next_epoch: 1, ..Base::default() },
             moving: None,
+            is_loading: false,
         }
+    }
+
+    /// Apply what a log holds with `read`; the queue and the shelves are filled afterwards, once, by what
+    /// has become of each.
+    pub(super) fn load<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.is_loading = true;
+        let found = read(self);
+        self.is_loading = false;
+        for id in self.groups.keys().copied().collect::<Vec<_>>() {
+            self.classify(id);
+        }
+        found
     }
 
     /// The one way in which the index changes. `size` is what the record takes in the log.
@@ -322,10 +337,12 @@ impl Index {
     pub(super) fn classify(&mut self, group_id: u64) {
         let Some(group) = self.groups.get(&group_id) else { return };
         let alive = self.is_alive(group);
-        for id in group.members() {
-            if let Some(trajectory) = self.trajectories.get_mut(&id) {
-                let wanted = alive && trajectory.finish.is_none();
-                self.queue.place(id, trajectory, wanted);
+        if !self.is_loading {
+            for id in group.members() {
+                if let Some(trajectory) = self.trajectories.get_mut(&id) {
+                    let wanted = alive && trajectory.finish.is_none();
+                    self.queue.place(id, trajectory, wanted);
+                }
             }
         }
         if alive {
@@ -338,6 +355,9 @@ impl Index {
 
     /// Put a trajectory where it belongs, after its tokens or its holder have changed.
     pub(super) fn place(&mut self, id: u64) {
+        if self.is_loading {
+            return;
+        }
         if let Some(trajectory) = self.trajectories.get_mut(&id)
             && let Some(group) = self.groups.get(&trajectory.group_id)
         {
@@ -373,6 +393,9 @@ impl Index {
     }
 
     fn shelve(&mut self, group_id: u64) {
+        if self.is_loading {
+            return;
+        }
         let Some(group) = self.groups.get(&group_id) else { return };
         let evicts = matches!(self.when_full, WhenFull::EvictOldest | WhenFull::EvictStalest);
         let shelf = if !self.is_alive(group) {

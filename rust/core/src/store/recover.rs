@@ -105,7 +105,7 @@ pub(super) fn take_up(
         log.add(file);
     }
     log.next_number = log.files.front().map_or(1, |file| file.first_number);
-    let cut = read(log, index, &mut report)?;
+    let cut = index.load(|index| read(log, index, &mut report))?;
     Ok((report, cut))
 }
 
