@@ -1,4 +1,4 @@
-"""What the sandbox of this process and that of a daemon have in common."""
+"""What the sandbox of this process, that of a daemon and a session have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class Inputs(TypedDict, total=False):
-    """What `Runs.run` takes beside a source and its language."""
+    """What `run` takes beside a source and its language."""
 
     stdin: bytes
     files: Mapping[str, bytes] | None
@@ -31,8 +31,8 @@ class Inputs(TypedDict, total=False):
     limits: Limits | None
 
 
-class Runs(ABC):
-    """Runs sources; a context manager that closes itself."""
+class RunsOne(ABC):
+    """Runs sources, one a call; a context manager that closes itself."""
 
     def run(
         self,
@@ -65,23 +65,6 @@ class Runs(ABC):
         return self._run(submission)
 
     @abstractmethod
-    def run_many(self, jobs: Sequence[Submission | Mapping[str, Any]]) -> list[RunResult]:
-        """Run many sources, as many at once as can be; results are in the order of `jobs`.
-
-        A job is a `Submission` or a mapping of its fields.
-        """
-
-    async def run_async(self, source: str, *, language: str, **inputs: Unpack[Inputs]) -> RunResult:
-        """`run` without blocking the event loop. A cancelled task does not end the run."""
-        return await self._in_thread(partial(self.run, source, language=language, **inputs))
-
-    async def run_many_async(
-        self, jobs: Sequence[Submission | Mapping[str, Any]]
-    ) -> list[RunResult]:
-        """`run_many` without blocking the event loop."""
-        return await self._in_thread(partial(self.run_many, jobs))
-
-    @abstractmethod
     def close(self) -> None:
         """Let go of everything. Runs under way are waited for."""
 
@@ -98,6 +81,27 @@ class Runs(ABC):
 
     @abstractmethod
     def _run(self, submission: Submission) -> RunResult: ...
+
+
+class Runs(RunsOne):
+    """Runs many sources at once, too, and without blocking."""
+
+    @abstractmethod
+    def run_many(self, jobs: Sequence[Submission | Mapping[str, Any]]) -> list[RunResult]:
+        """Run many sources, as many at once as can be; results are in the order of `jobs`.
+
+        A job is a `Submission` or a mapping of its fields.
+        """
+
+    async def run_async(self, source: str, *, language: str, **inputs: Unpack[Inputs]) -> RunResult:
+        """`run` without blocking the event loop. A cancelled task does not end the run."""
+        return await self._in_thread(partial(self.run, source, language=language, **inputs))
+
+    async def run_many_async(
+        self, jobs: Sequence[Submission | Mapping[str, Any]]
+    ) -> list[RunResult]:
+        """`run_many` without blocking the event loop."""
+        return await self._in_thread(partial(self.run_many, jobs))
 
     @abstractmethod
     def _executor(self) -> Executor:

@@ -10,14 +10,14 @@ from urllib.parse import quote
 
 from k15core.errors import SandboxError
 from k15core.sandbox.data import as_json, from_json, result_of, to_json
-from k15core.sandbox.submission import Submission
+from k15core.sandbox.runs import RunsOne
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
-    from typing import Self
 
     from k15core.sandbox.limits import Limits
+    from k15core.sandbox.submission import Submission
     from k15core.types import RunResult
 
 
@@ -44,13 +44,14 @@ class SessionFile:
     target: str | None = None
 
 
-class Session:
+class Session(RunsOne):
     """A work directory that every step finds as the one before has left it.
 
     Each step is a run of its own in a sandbox of its own: files, directories and links of the work
     directory stay, with permissions and times; processes, pipes and memory do not. A step that the
     sandbox fails, or whose files are more than `disk_bytes` in the end, leaves what was there
-    before, and its result's `message` says so.
+    before, and its result's `message` says so. What `run` is given, its source and `files`, stays
+    too.
 
     The session ends with `close`, `lease_seconds` after its last use, or with the daemon. Then, and
     when the connection breaks during a step, a call raises SandboxError. One step at a time.
@@ -95,29 +96,6 @@ class Session:
         found = self._ask("GET", f"{self._path}/files", b"")["files"]
         return [SessionFile(**each) for each in found]
 
-    def run(
-        self,
-        source: str,
-        *,
-        language: str,
-        stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
-        fetch: Sequence[str] = (),
-        arguments: Sequence[str] = (),
-        limits: Limits | None = None,
-    ) -> RunResult:
-        """One step: a source, as `Sandbox.run` has it. Source and `files` stay too."""
-        submission = Submission(
-            source=source,
-            language=language,
-            arguments=arguments,
-            stdin=stdin,
-            files=files or {},
-            fetch=fetch,
-            limits=limits,
-        )
-        return self._step(as_json(submission))
-
     def execute(
         self,
         command: str | Sequence[str],
@@ -146,9 +124,6 @@ class Session:
         """End the session, and the step that is under way."""
         self._ask("DELETE", self._path, b"", once=True)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -158,6 +133,9 @@ class Session:
         # It may have ended before, by its lease or with the daemon.
         with contextlib.suppress(SandboxError):
             self.close()
+
+    def _run(self, submission: Submission) -> RunResult:
+        return self._step(as_json(submission))
 
     def _step(self, asked: Mapping[str, object]) -> RunResult:
         found = _send(self._ask, f"{self._path}/run", asked, once=True)
