@@ -11,7 +11,7 @@ use axum::extract::{Extension, Path, Request, State};
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use k15_sandbox::language::LimitChanges;
-use k15_sandbox::{Cancel, Command, Steps, Submission, Tree};
+use k15_sandbox::{Cancel, Command, Steps, Submission};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -144,11 +144,12 @@ fn work(app: &App, asked: StepRequest, step: &Step, cancel: &Arc<Cancel>) -> Res
         }
     }
     let limits = limits(asked.limits, step);
-    let mut tree = Tree::clone(&step.tree);
+    let mut tree = Arc::clone(&step.tree);
     for (path, content) in asked.files {
-        tree.write(&path, content.0, None).map_err(|error| error.to_string())?;
+        let written = Arc::make_mut(&mut tree).write(&path, content.0, None);
+        written.map_err(|error| error.to_string())?;
     }
-    let (work, cancel) = (Some(Arc::new(tree)), Some(Arc::clone(cancel)));
+    let (work, cancel) = (Some(tree), Some(Arc::clone(cancel)));
     let (stdin, fetch) = (asked.stdin.0, asked.fetch);
     match (asked.command, asked.source, asked.language) {
         (Some(command), None, None) => {
