@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, one requirement a line: the package's, [train]'s and dev's.
+"""Prints what pyproject.toml asks for, one requirement a line: the package's, [train]'s, [megatron]'s and dev's.
 
 The package itself is left out: maturin installs it, editable, after these. With the word `core`
 only what the package needs itself, and maturin.
@@ -13,6 +13,7 @@ lines = project["project"]["dependencies"]
 if sys.argv[1:] == ["core"]:
     lines += project["build-system"]["requires"]
 else:
-    lines += project["project"]["optional-dependencies"]["train"]
+    for extra in ("train", "megatron"):
+        lines += project["project"]["optional-dependencies"][extra]
     lines += project["dependency-groups"]["dev"]
 print("\n".join(lines))

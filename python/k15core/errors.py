@@ -39,6 +39,14 @@ class DisconnectedError(Error, ConnectionError):
     """
 
 
+class ProcessDiedError(Error):
+    """A worker process of the trainer or of an engine ended, or does not answer any more.
+
+    What it held in memory is lost; the store and the checkpoints are not. `Trainer.load` and
+    `RolloutEngine.acquire` start it again.
+    """
+
+
 class VerifierError(Error):
     """A verifier failed by itself. Nothing is known about the response: it is not a wrong one."""
 

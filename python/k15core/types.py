@@ -227,7 +227,7 @@ class WeightSource(Protocol):
         ...
 
 
-class RolloutEngine(Protocol):
+class StreamEngine(Protocol):
     """Continues leased trajectories: token ids in, tokens with log-probs and version out."""
 
     def start(
@@ -254,13 +254,46 @@ class RolloutEngine(Protocol):
         whose finish_reason is None; ids that do not run are ignored."""
         ...
 
+
+class RolloutEngine(StreamEngine, Protocol):
+    """A stream engine that is handed new weights, and can lend its device's memory to a trainer.
+
+    Any call may raise ProcessDiedError where the engine is a process of its own: its streams are
+    gone then, with what `chunks` had not handed out. `acquire` and `update_weights` bring it back.
+    """
+
+    version: int
+    """That of the weights it samples with."""
+
     def update_weights(self, source: WeightSource, version: int) -> None:
         """Load new weights and drop every KV cache of the old ones. No stream may be running."""
         ...
 
+    def acquire(self) -> None:
+        """Take the device's memory: start or wake up, on whatever weights. Nothing if it is there.
+
+        `update_weights` must follow before streams are started. Also starts a process that died.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the device's memory back, until `acquire`. No stream may be running."""
+        ...
+
+    def close(self) -> None:
+        """End for good: no process, file or memory is left. A second call does nothing."""
+        ...
+
 
 class Trainer(Protocol):
-    """Owns the policy that is trained."""
+    """Owns the policy that is trained.
+
+    Any call may raise ProcessDiedError where workers are processes of their own. `load` starts what
+    died and returns to a checkpoint.
+    """
+
+    learning_rate: Any
+    """Of the next step: a number, or a function of the count of steps."""
 
     def log_probs(self, batch: PackedBatch) -> NDArray[np.float32]:
         """Log-probs [T] of the batch's tokens under the present weights, 0 on prompts."""
@@ -297,6 +330,18 @@ class Trainer(Protocol):
 
     def load(self, directory: str) -> None:
         """Return to what `save` wrote."""
+        ...
+
+    def offload(self) -> None:
+        """Give the device's memory to others: weights, gradients and moments move to the host."""
+        ...
+
+    def reload(self) -> None:
+        """Bring back what `offload` moved. Nothing if it is there."""
+        ...
+
+    def close(self) -> None:
+        """End for good: no process, file or memory is left. A second call does nothing."""
         ...
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from k15core.types import Prompt, Reward, RolloutEngine, Task
+    from k15core.types import Prompt, Reward, StreamEngine, Task
 
 FIRST_ID = 1 << 48
 """Trajectory ids of evaluations start here: they draw noise of their own and are never stored."""
@@ -39,7 +39,7 @@ class Evaluator:
 
     task: Task
     reward: Reward
-    engine: RolloutEngine
+    engine: StreamEngine
     max_response_tokens: int
     seed: int
 

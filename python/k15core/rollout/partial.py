@@ -18,7 +18,7 @@ from k15core.rollout.version_bound import BeyondMaxVersions, VersionBound
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from k15core.types import Chunk, FinishReason, Lease, Loop, RolloutEngine, Store
+    from k15core.types import Chunk, FinishReason, Lease, Loop, Store, StreamEngine
 
 
 @dataclass
@@ -61,7 +61,7 @@ class PartialRollout:
     def __init__(
         self,
         store: Store,
-        engine: RolloutEngine,
+        engine: StreamEngine,
         *,
         segment_budget: int,
         max_response_tokens: int,

@@ -238,6 +238,15 @@ class TorchTrainer:
         copy_weights(self.model, DirectoryWeights(directory).tensors(), where=directory)
         self.steps = self._optimizer.load(Path(directory))["steps"]
 
+    def offload(self) -> None:
+        """Nothing: this trainer and its engine are one process, with room for both."""
+
+    def reload(self) -> None:
+        """Nothing, as `offload`."""
+
+    def close(self) -> None:
+        """Nothing: memory goes with the object."""
+
     def _forward(
         self,
         pack: PackedBatch | Pack,

@@ -204,6 +204,15 @@ class EmbeddedEngine:
         self._prompts.clear()
         self.version = version
 
+    def acquire(self) -> None:
+        """Nothing: weights and KV cache stay where they are."""
+
+    def release(self) -> None:
+        """Nothing: an engine in the trainer's process keeps its memory between iterations."""
+
+    def close(self) -> None:
+        """Nothing: there is no process, and memory goes with the object."""
+
     def _on_device(self, model: LeanModel) -> LeanModel:
         device, dtype = self._place
         same = model.embedding.device == torch.device(device) and model.embedding.dtype == dtype
