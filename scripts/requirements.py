@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, one requirement a line: the package's, [train]'s, [megatron]'s and dev's.
+"""Prints what pyproject.toml asks for, one a line: the package, the extras that tests need, dev.
 
 The package itself is left out: maturin installs it, editable, after these. With the word `core`
 only what the package needs itself, and maturin.
