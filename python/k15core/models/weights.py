@@ -19,7 +19,7 @@ from k15core.models.lean import LeanModel, parameter_shapes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from k15core.types import Tokenizer
+    from k15core.types import Tokenizer, WeightSource
 
 
 class DirectoryWeights:
@@ -114,14 +114,25 @@ def load_model(
 def save_model(
     model: LeanModel, directory: str | Path, *, tokenizer: Tokenizer | None = None
 ) -> None:
+    """Write a model of this process as `write_model` does."""
+    write_model(model.config, ModelWeights(model), directory, tokenizer=tokenizer)
+
+
+def write_model(
+    config: ModelConfig,
+    weights: WeightSource,
+    directory: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """Write a directory that transformers loads: config.json, model.safetensors, tokenizer files.
 
     The files are written in place: to replace a model safely, write a new directory and rename it.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dict(model.config.source), indent=2) + "\n")
-    tensors = {name: tensor.contiguous() for name, tensor in ModelWeights(model).tensors()}
+    (folder / "config.json").write_text(json.dumps(dict(config.source), indent=2) + "\n")
+    tensors = {name: torch.as_tensor(value).contiguous() for name, value in weights.tensors()}
     save_file(tensors, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
