@@ -1,0 +1,1 @@
+"""What stands between a trainer and its engines: weights in shared memory, metadata, processes."""

@@ -1,0 +1,214 @@
+"""Publishing versions: into the two buffers in turn, the manifest renamed into place last."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from k15core.deploy.shared_weights.locks import holders, lock, try_lock, unlock
+from k15core.deploy.shared_weights.manifest import (
+    BUFFERS,
+    FILE,
+    MAX_VERSION,
+    Manifest,
+    Shard,
+    TensorEntry,
+    aligned,
+    encode,
+    expected_bytes,
+    fits,
+    read_manifest,
+)
+from k15core.errors import ConflictError, InvalidInputError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from torch import Tensor
+
+WRITER_LOCK = "writer.lock"
+GROWTH = 2 << 20
+
+
+class WeightWriter:
+    """The one writer of a directory, which is made if it is not there.
+
+    A directory that holds a version, of a writer that died, is continued: its version stays
+    readable until the next is complete. `wait_seconds` is how long `publish` waits for readers of
+    the buffer that it wants to use again. Raises ConflictError where another writer lives.
+    """
+
+    def __init__(self, directory: str | Path, *, wait_seconds: float = 600.0) -> None:
+        self.directory = Path(directory)
+        self.wait_seconds = wait_seconds
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        self._lock = os.open(self.directory / WRITER_LOCK, flags, 0o600)
+        self._files: dict[str, int] = {}
+        self._mappings: dict[str, mmap.mmap] = {}
+        try:
+            if not try_lock(self._lock, shared=False):
+                raise ConflictError(
+                    f"weights directory {self.directory}: {holders(self._lock)} writes to it"
+                )
+            self.manifest = read_manifest(self.directory)
+            for buffer in BUFFERS:
+                self._files[buffer] = os.open(self.directory / buffer, flags, 0o600)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def publish(
+        self,
+        tensors: Iterable[tuple[str, Tensor] | tuple[str, Tensor, Shard]],
+        version: int,
+        *,
+        total_bytes: int | None = None,
+    ) -> Manifest:
+        """Copy tensors, one at a time, and make them the version that readers find.
+
+        Tensors may lie on any device and need not be contiguous. `total_bytes` is about how many
+        are to come: what was published last where it is not given; room for them is made before the
+        first is copied. Whatever goes wrong, the last version stays. Raises InvalidInputError for a
+        tensor that is not kept or comes twice, StorageError where memory is short (saying how much)
+        or where a reader does not let go of the buffer in time (naming it).
+        """
+        if self._lock < 0:
+            raise InvalidInputError(f"weights directory {self.directory}: the writer is closed")
+        if type(version) is not int or not 0 <= version <= MAX_VERSION:
+            raise InvalidInputError(f"version {version!r}: expected 0 to {MAX_VERSION}")
+        last = self.manifest
+        buffer = BUFFERS[1] if last is not None and last.buffer == BUFFERS[0] else BUFFERS[0]
+        file = self._files[buffer]
+        if not lock(file, seconds=self.wait_seconds):
+            raise StorageError(
+                f"weights directory {self.directory}: {holders(file)} still reads {buffer}, which "
+                f"version {version} is to be written to, after {self.wait_seconds:g} s"
+            )
+        try:
+            if total_bytes is None:
+                total_bytes = last.bytes if last is not None else 0
+            self._reserve(buffer, total_bytes, version)
+            manifest = self._copy_all(tensors, buffer, version)
+            self._rename_into_place(manifest)
+        finally:
+            unlock(file)
+        self.manifest = manifest
+        return manifest
+
+    def close(self, *, unlink: bool = True) -> None:
+        """Stop writing. With `unlink`, the files are removed, and the directory if it is empty
+        then; who reads a version keeps it."""
+        if self._lock < 0:
+            return
+        if unlink:
+            for name in (FILE, f"{FILE}.new", *BUFFERS, WRITER_LOCK):
+                (self.directory / name).unlink(missing_ok=True)
+            try:
+                self.directory.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    raise
+        self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _let_go(self) -> None:
+        self._mappings.clear()
+        for file in (*self._files.values(), self._lock):
+            os.close(file)
+        self._files.clear()
+        self._lock = -1
+
+    def _copy_all(
+        self,
+        tensors: Iterable[tuple[str, Tensor] | tuple[str, Tensor, Shard]],
+        buffer: str,
+        version: int,
+    ) -> Manifest:
+        entries: dict[tuple[str, Shard | None], TensorEntry] = {}
+        end = 0
+        for name, tensor, *rest in tensors:
+            shard = rest[0] if rest else None
+            if (name, shard) in entries:
+                raise InvalidInputError(f"tensor {name}: came twice")
+            entry = self._copy(name, tensor, shard, aligned(end), buffer, version)
+            entries[name, shard] = entry
+            end = entry.offset + entry.bytes
+        return Manifest(version, buffer, end, tuple(entries.values()))
+
+    def _copy(
+        self,
+        name: str,
+        tensor: Tensor,
+        shard: Shard | None,
+        offset: int,
+        buffer: str,
+        version: int,
+    ) -> TensorEntry:
+        if not isinstance(name, str) or not name:
+            raise InvalidInputError(f"tensor name {name!r}: expected some text")
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise InvalidInputError(f"tensor {name}: expected a dense torch tensor")
+        shape = tuple(tensor.shape)
+        if shard is not None and not fits(shard, shape):
+            raise InvalidInputError(f"tensor {name}: {shard} has no piece of shape {shape}")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        try:
+            size = expected_bytes(dtype, shape)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"tensor {name}: {error}") from None
+        checksum = 0
+        if size:
+            self._reserve(buffer, offset + size, version)
+            target = torch.frombuffer(
+                self._mappings[buffer], dtype=torch.uint8, count=size, offset=offset
+            )
+            target.view(tensor.dtype).view(shape).copy_(tensor.detach())
+            checksum = zlib.crc32(target.numpy().data)
+        return TensorEntry(name, dtype, shape, offset, size, checksum, shard)
+
+    def _reserve(self, buffer: str, size: int, version: int) -> None:
+        """Make room for `size` bytes, for good: memory that is only promised ends in SIGBUS."""
+        file = self._files[buffer]
+        have = os.fstat(file).st_size
+        if size > have:
+            wanted = -(-size // GROWTH) * GROWTH
+            try:
+                os.posix_fallocate(file, 0, wanted)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                room = os.statvfs(self.directory)
+                free = room.f_bavail * room.f_frsize
+                held = os.fstat(file).st_blocks * 512
+                raise StorageError(
+                    errno.ENOSPC,
+                    f"weights directory {self.directory}: {buffer} needs {wanted} bytes for "
+                    f"version {version}, has {held}, and {free} are free: "
+                    f"{max(1, wanted - held - free)} bytes are missing",
+                ) from error
+            have = wanted
+        if have and (buffer not in self._mappings or len(self._mappings[buffer]) < have):
+            self._mappings[buffer] = mmap.mmap(file, have)
+
+    def _rename_into_place(self, manifest: Manifest) -> None:
+        fresh = self.directory / f"{FILE}.new"
+        fresh.write_bytes(encode(manifest))
+        fresh.replace(self.directory / FILE)
