@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,12 @@ from soak.endings import ENDINGS, Ending
 from soak.host import COUNTED, count, kill_one
 
 KILL_EVERY = 0.4
-"""Seconds between kills, on average: a run that meets three in a row has no verdict."""
-KILL_RUNS = 30
-"""And at least so many runs between them, where a busy machine makes runs take longer."""
+"""Seconds between kills, on average."""
+MOST_KILLS = 2
+"""How many kills one run may be under way at: one that loses three slots in a row has no verdict.
+
+Without this bound some do: a run that ends at its memory limit takes 0.1 s, and a new slot 0.05 s,
+on a busy machine."""
 GROWTH = 16 << 10
 """KiB by which this process's memory may grow after the first tenth: a leak of 0.2 KiB a run."""
 
@@ -39,6 +42,10 @@ class Soak:
     endings: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    under_way: dict[int, int] = field(default_factory=dict)
+    """The runs that are, each with the kills that there were meanwhile."""
+    met: Counter[int] = field(default_factory=Counter)
+    """How many runs were under way at how many kills."""
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """What was counted, by when: `before`, `a tenth`, `all`, `after`."""
     seconds: float = 0.0
@@ -65,6 +72,8 @@ def soak(
     seed: int,
     tell: Callable[[Soak], None],
     least_kills: int = 0,
+    kill_every: float = KILL_EVERY,
+    endings: Sequence[Ending] = ENDINGS,
 ) -> Soak:
     """Make `runs` runs in `slots` slots of `runner`, and more until there were so many kills.
 
@@ -80,7 +89,8 @@ def soak(
         start = time.monotonic()
         with Sandbox(runner=runner, slots=slots, binds={"/soak": shown}) as sandbox:
             for upto, kills, when in [(runs // 10, 0, "a tenth"), (runs, least_kills, "all")]:
-                work_until(upto, kills, sandbox, done, seed, tell)
+                killer = Killer(done, kill_every, random.Random(f"{seed} kills {upto}"))
+                work_until(upto, kills, sandbox, killer, endings, seed, tell)
                 fill(sandbox, slots)
                 done.counts[when] = count()
         done.seconds = time.monotonic() - start
@@ -92,12 +102,13 @@ def work_until(
     upto: int,
     least_kills: int,
     sandbox: Sandbox,
-    done: Soak,
+    killer: Killer,
+    endings: Sequence[Ending],
     seed: int,
     tell: Callable[[Soak], None],
 ) -> None:
-    lock, over = threading.Lock(), threading.Event()
-    weights = [ending.weight for ending in ENDINGS]
+    done, lock = killer.done, killer.lock
+    weights = [ending.weight for ending in endings]
 
     def work() -> None:
         while True:
@@ -106,34 +117,42 @@ def work_until(
                 if number >= upto and sum(done.kills.values()) >= least_kills:
                     return
                 done.runs += 1
-            (ending,) = random.Random(f"{seed} {number}").choices(ENDINGS, weights)
+                done.under_way[number] = 0
+            (ending,) = random.Random(f"{seed} {number}").choices(endings, weights)
             fault = run(sandbox, ending, number)
             with lock:
+                done.met[done.under_way.pop(number)] += 1
                 done.endings[ending.name] += 1
                 done.wrong += [fault] if fault else []
 
     workers = [threading.Thread(target=work) for _ in range(sandbox.slots)]
-    killer = threading.Thread(
-        target=kill_slots, args=(done, over, random.Random(f"{seed} kills {upto}"))
-    )
     for thread in [*workers, killer]:
         thread.start()
     for thread in workers:
         while thread.is_alive():
             thread.join(timeout=1)
             tell(done)
-    over.set()
+    killer.over.set()
     killer.join()
 
 
-def kill_slots(done: Soak, over: threading.Event, draws: random.Random) -> None:
-    killed_at = done.runs
-    while not over.wait(draws.expovariate(1 / KILL_EVERY)):
-        if done.runs < killed_at + KILL_RUNS:
-            continue
-        killed_at = done.runs
-        if name := kill_one(draws):
-            done.kills[name] += 1
+class Killer(threading.Thread):
+    """Kills what slots are made of, no oftener than leaves every run a slot to end in."""
+
+    def __init__(self, done: Soak, every: float, draws: random.Random) -> None:
+        super().__init__()
+        self.done, self.every, self.draws = done, every, draws
+        self.lock, self.over = threading.Lock(), threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(self.draws.expovariate(1 / self.every)):
+            with self.lock:  # no run begins meanwhile: it is known which ones this kill meets
+                if max(self.done.under_way.values(), default=0) == MOST_KILLS:
+                    continue
+                if name := kill_one(self.draws):
+                    self.done.kills[name] += 1
+                    for number in self.done.under_way:
+                        self.done.under_way[number] += 1
 
 
 def run(sandbox: Sandbox, ending: Ending, number: int) -> str:
@@ -172,7 +191,10 @@ def table(done: Soak) -> str:
     verdicts = {ending.name: ending.verdict for ending in ENDINGS}
     lines += [f"  {name:8} {done.endings[name]:7,}  {verdicts[name]}" for name in verdicts]
     kills = ", ".join(f"{number} {name}s" for name, number in sorted(done.kills.items()))
-    lines += [f"killed meanwhile: {kills or 'nothing'}", f"wrong or missing: {len(done.wrong)}"]
+    lines.append(f"killed meanwhile: {kills or 'nothing'}")
+    met = (f"{done.met[number]:,} at {number}" for number in range(MOST_KILLS + 1))
+    lines.append(f"runs by the kills that they were under way at: {', '.join(met)}")
+    lines.append(f"wrong or missing: {len(done.wrong)}")
     lines.append(" " * 18 + "".join(f"{when:>10}" for when in done.counts))
     for name in (*COUNTED, "resident"):
         lines.append(f"  {name:16}" + "".join(f"{one[name]:10,}" for one in done.counts.values()))

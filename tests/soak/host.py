@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import select
 import signal
 from pathlib import Path
 
@@ -40,32 +42,42 @@ def kill_one(draws: random.Random) -> str:
     """Kill a process that some slot is made of, chosen at random: its name for the table, or "".
 
     Slots are trees: a guard, the spawner below it, what runs below that. The janitor is no slot.
+    When this returns the slot's spawner has ended, so that no run is given to it any more.
     """
     guards = [pid for pid in children(os.getpid()) if b"serve" in command(pid)]
     if not guards:
         return ""
     guard = draws.choice(guards)
-    spawners = children(guard)
-    if draws.random() < 0.5 and spawners:
-        return "spawner" if kill(spawners[0], guard) else ""
-    return "guard" if kill(guard, os.getpid()) else ""
+    wants_spawner = draws.random() < 0.5
+    with contextlib.ExitStack() as held:
+        spawner = None
+        for pid in children(guard)[:1]:
+            spawner = hold(pid, guard, held)
+        chosen = spawner if wants_spawner else None
+        name = "guard" if chosen is None else "spawner"
+        if chosen is None:
+            chosen = hold(guard, os.getpid(), held)
+        if chosen is None:
+            return ""
+        try:
+            signal.pidfd_send_signal(chosen, signal.SIGKILL)
+        except ProcessLookupError:
+            return ""
+        ends = select.poll()
+        ends.register(chosen if spawner is None else spawner, select.POLLIN)
+        ends.poll()
+    return name
 
 
-def kill(pid: int, parent: int) -> bool:
+def hold(pid: int, parent: int, until: contextlib.ExitStack) -> int | None:
+    """A descriptor of the process `pid` if it is `parent`'s child."""
     try:
         held = os.pidfd_open(pid)
     except OSError:
-        return False
-    try:
-        # The number may have come to mean another process before it was held.
-        if pid not in children(parent):
-            return False
-        signal.pidfd_send_signal(held, signal.SIGKILL)
-    except OSError:
-        return False
-    finally:
-        os.close(held)
-    return True
+        return None
+    until.callback(os.close, held)
+    # The number may have come to mean another process before it was held.
+    return held if pid in children(parent) else None
 
 
 def command(pid: int) -> list[bytes]:
