@@ -145,6 +145,17 @@ class TrainSection(Section):
     micro_batch_tokens: int = Field(8192, ge=1)
 
 
+class DeploySection(Section):
+    """How trainer and engine share a machine (report, section 2.6.3 and figure 4)."""
+
+    share_device: bool = False
+    """They take turns on the same device: each gives its memory back before the other works."""
+    weights: str | None = None
+    """Directory of shared memory for the weights' hand-over; null is one in /dev/shm a run."""
+    restarts: int = Field(3, ge=0)
+    """So often in a row, without a checkpoint in between, processes that died are started again."""
+
+
 class StoreSection(Section):
     """The trajectory store of the run."""
 
@@ -186,7 +197,9 @@ class Recipe(Section):
     """Keyword arguments of `k15core.PromptSampler`: the rule, the curriculum, their settings."""
     rollout: RolloutSection
     algorithm: AlgorithmSection = AlgorithmSection()
+    trainer: Kind = Kind(kind="torch")
     train: TrainSection
+    deploy: DeploySection = DeploySection()
     store: StoreSection = StoreSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()

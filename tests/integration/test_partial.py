@@ -11,7 +11,7 @@ import pytest
 from families import SMALL
 
 from k15core import SharedStore, Store
-from k15core.errors import InvalidInputError
+from k15core.errors import InvalidInputError, ProcessDiedError
 from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
 from k15core.models.weights import ModelWeights
@@ -107,6 +107,19 @@ def test_over_provisioning_lets_the_rest_go_unfinished(model: LeanModel) -> None
     assert len(bench.store.lease(99, now=0.0, duration=1.0)) == left, "leases were given back"
     held = {i: t["tokens"].tolist() for i, t in bench.trajectories().items()}
     assert any(held[i] for i in held if i not in finished), "their tokens stay"
+
+
+def test_an_engine_that_dies_leaves_what_it_had_to_the_next(model: LeanModel) -> None:
+    bench = Bench(model, groups=2, segment_budget=LIFE)
+
+    def die(_: int) -> None:
+        raise ProcessDiedError("the engine died")
+
+    with pytest.raises(ProcessDiedError):
+        bench.run(0, on_finished=die)
+    left = bench.store.unfinished()
+    assert left == 8 - 1
+    assert len(bench.store.lease(99, now=0.0, duration=1.0)) == left
 
 
 def test_a_lost_lease_is_let_go_and_nothing_is_written(model: LeanModel) -> None:

@@ -37,7 +37,7 @@ SETTINGS = [
     "evaluation={every: 3}",
     "checkpoint={sft_every: 5}",
 ]
-SECONDS_AND_RATES = {"seconds", "phase_seconds", "tokens_per_second"}
+SECONDS_AND_RATES = {"seconds", "phase_seconds", "timeline", "tokens_per_second"}
 # What a resumed iteration counts from its resume on: how its work was split between processes.
 PER_PROCESS = {
     "tokens",

@@ -89,32 +89,41 @@ def test_a_terminal_gets_a_panel_and_the_lines_stay() -> None:
     assert re.search(r"pass rate ▁.*█ 0\.08 to 1\.00", panel)
 
 
-def rendered(width: int, seconds: list[float], *, encoding: str = "utf-8") -> str:
-    """The panel of a run after two iterations of ten, at a given width of the terminal."""
+def rendered(width: int, every: float, *, encoding: str = "utf-8") -> str:
+    """The panel of a run after two iterations of ten, `every` seconds each, and one more second."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
-    live = LiveDisplay("r", 10, console=console, clock=lambda: seconds.pop(0))
-    live.phase("rollout")
+    now = [0.0]
+    live = LiveDisplay("r", 10, console=console, clock=lambda: now[0])
     for i in (1, 2):
+        live.phase("rollout")
+        now[0] += every - 2
+        live.phase("train")
+        now[0] += 2
         live.iteration({"iteration": i, "pass_rate": 0.5, "mean_length": None})
-    live.phase("train")
+    live.phase("handover")
+    now[0] += 1
     with console.capture() as capture:
         console.print(live)
     return capture.get()
 
 
 def test_what_is_left_is_told_from_the_iterations_so_far() -> None:
-    text = rendered(100, [0.0, 6.0, 12.0, 13.0])
-    assert "train" in text
+    text = rendered(100, 6.0)
+    assert "handover" in text
     assert "0:47 left" in text, "8 iterations of 6 s, less the second since the last one"
     assert "length -" in text, "what was not measured is a dash"
 
 
+def test_the_phases_since_the_last_rollout_are_told_with_their_seconds() -> None:
+    assert "phases rollout 4.0 s  train 2.0 s  handover 1.0 s" in rendered(100, 6.0)
+
+
 def test_a_narrow_terminal_and_one_without_unicode_are_served() -> None:
     for width in (30, 60, 200):
-        lines = rendered(width, [0.0, 1.0, 2.0, 2.0]).splitlines()
+        lines = rendered(width, 3.0).splitlines()
         assert {len(line) for line in lines} == {width}
-    assert rendered(80, [0.0, 1.0, 2.0, 2.0], encoding="ascii").isascii()
+    assert rendered(80, 3.0, encoding="ascii").isascii()
 
 
 def test_a_sparkline_keeps_to_its_width_and_its_scale() -> None:

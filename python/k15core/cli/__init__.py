@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   k15 train recipes/doors.yaml                  run a recipe; the report lies in runs/doors/
   k15 train recipes/doors.yaml --seed 1 --set train.iterations=60 --name short
   k15 train recipes/doors.yaml --dry-run        print the resolved recipe and stop
+  k15 train recipes/doors_engines.yaml          the same on vLLM and Megatron-core
   k15 train --resume runs/doors                 go on where a run was stopped, or killed
   k15 report runs/doors                         make the HTML report anew
   k15 compare runs/doors runs/short             overlay runs in one page
@@ -56,6 +57,14 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", metavar="RUN", help="a run's directory to go on with")
     train.add_argument("--name", help="the run's name (the recipe's, if not given)")
     train.add_argument("--seed", type=int, help="another seed than the recipe's")
+    train.add_argument(
+        "--engine",
+        metavar="KIND",
+        help="what rolls out: embedded, vllm, vllm_server (rollout.engine.kind)",
+    )
+    train.add_argument(
+        "--trainer", metavar="KIND", help="what trains: torch, megatron (trainer.kind)"
+    )
     train.add_argument(
         "--set",
         metavar="SECTION.KEY=VALUE",
@@ -112,9 +121,11 @@ def _train(options: argparse.Namespace) -> int:
         raise InvalidInputError("k15 train: expected either a recipe file or --resume RUN")
     if options.resume is None:
         return _train_recipe(options)
-    if options.overrides or options.name or options.seed is not None:
+    changes = (options.overrides, options.name, options.engine, options.trainer)
+    if any(changes) or options.seed is not None:
         raise InvalidInputError(
-            "--resume takes the run's own recipe: expected no --set, --name or --seed beside it"
+            "--resume takes the run's own recipe: expected no --set, --name, --seed, --engine or "
+            "--trainer beside it"
         )
     _quiet_threads()
     from k15core.controller.run_directory import RunDirectory
@@ -130,6 +141,10 @@ def _train_recipe(options: argparse.Namespace) -> int:
         overrides.append(f"name={options.name}")
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
+    if options.engine is not None:
+        overrides.append(f"rollout.engine.kind={options.engine}")
+    if options.trainer is not None:
+        overrides.append(f"trainer.kind={options.trainer}")
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
         print(dump(recipe), end="")

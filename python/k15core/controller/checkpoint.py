@@ -30,8 +30,11 @@ class Progress:
     """Whether the evaluation before RL has been made."""
 
 
-def save(parts: Parts, progress: Progress) -> None:
-    """Make the run resumable from here."""
+def write(parts: Parts, progress: Progress) -> str:
+    """Write the files of a checkpoint at `progress`, which nothing names yet; returns its name.
+
+    The trainer must have its memory: a checkpoint is written before the device is handed over.
+    """
     name = (
         f"iteration-{progress.iteration:06d}"
         if progress.evaluated
@@ -44,6 +47,11 @@ def save(parts: Parts, progress: Progress) -> None:
     directory.mkdir()
     parts.trainer.save(str(directory))
     (directory / "sampler.bin").write_bytes(parts.sampler.state())
+    return name
+
+
+def commit(parts: Parts, progress: Progress, name: str) -> None:
+    """Make the run resumable from what `write` wrote at the same progress."""
     mark = parts.store.mark(progress.version)
     parts.run.write_manifest({"checkpoint": name, "store_mark": mark, "progress": asdict(progress)})
     parts.run.forget_checkpoints(parts.recipe.checkpoint.keep)

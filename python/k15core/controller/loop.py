@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from k15core.controller import checkpoint, warmup
 from k15core.controller.checkpoint import Progress
+from k15core.controller.hand_over import closed, untimed
 from k15core.controller.ledger import Ledger
 from k15core.controller.parts import Parts, assemble
 from k15core.controller.phase_clock import PhaseClock
 from k15core.controller.recorder import Recorder
 from k15core.controller.rollout_phase import open_groups, roll_out
 from k15core.controller.train_phase import learning_rate, train
-from k15core.models.weights import save_model
+from k15core.errors import ProcessDiedError
+from k15core.models.weights import write_model
 from k15core.report.html import write_report
 from k15core.report.live import LiveDisplay
 from k15core.report.metrics import MetricsWriter
@@ -38,24 +41,18 @@ def run_recipe(recipe: Recipe, directory: RunDirectory) -> Path:
 
     Returns the path of the report.
     """
-    with ExitStack() as closing:
-        parts = assemble(recipe, directory, clock=time.time, closing=closing)
-        metrics = closing.enter_context(MetricsWriter(directory.path))
+    with ExitStack() as opened:
+        parts = assemble(recipe, directory, clock=time.time, opened=opened)
+        metrics = opened.enter_context(MetricsWriter(directory.path))
         length_reward = recipe.algorithm.length_reward
-        display = closing.enter_context(
+        display = opened.enter_context(
             LiveDisplay(
                 recipe.name,
                 recipe.train.iterations,
                 length_reward_from=length_reward.starts_at if length_reward else None,
             )
         )
-        loop = Loop(parts, metrics, display)
-        loop.begin()
-        loop.warm_up()
-        loop.evaluate_before()
-        while loop.progress.iteration <= recipe.train.iterations:
-            loop.iterate()
-        return loop.finish()
+        return Loop(parts, metrics, display).go()
 
 
 class Loop:
@@ -69,10 +66,33 @@ class Loop:
         self.recorder = Recorder(parts, metrics, display)
         self.ledger = Ledger(parts.run.rollouts_file)
         self.progress = Progress()
-        self._last_checkpoint_seconds = 0.0
+        self._died = ""
+
+    def go(self) -> Path:
+        """From the newest checkpoint to the end of the run; returns the path of the report.
+
+        Where a process of the trainer or of an engine dies, it is started again, and the run goes
+        on from its newest checkpoint, as `k15 train --resume` does where this process died.
+        """
+        deaths = Counter[str]()
+        while True:
+            try:
+                self.begin()
+                self.warm_up()
+                self.evaluate_before()
+                while self.progress.iteration <= self.recipe.train.iterations:
+                    self.iterate()
+                return self.finish()
+            except ProcessDiedError as error:
+                newest = str(self.parts.run.manifest())
+                deaths[newest] += 1
+                if deaths[newest] > self.recipe.deploy.restarts:
+                    raise
+                self._died = str(error)
 
     def begin(self) -> None:
         """Resume from the newest checkpoint, or begin. What was told after it is told again."""
+        self.parts.hand_over.begin_anew()
         restored = checkpoint.restore(self.parts)
         if restored is None:
             self.metrics.rewind(-1)
@@ -84,9 +104,11 @@ class Loop:
         done = restored.iteration - 1
         self.metrics.rewind(done)
         self.ledger.rewind(done)
-        self.parts.engine.update_weights(self.parts.trainer.weights(), restored.version)
+        if restored.evaluated:
+            self.parts.hand_over.to_engine(untimed, restored.version)
         where = f"iteration {restored.iteration}" if restored.evaluated else "the warm-up"
-        self.recorder.event(done, f"resumed in {where}")
+        why = f", since {self._died}" if self._died else ""
+        self.recorder.event(done, f"resumed in {where}{why}")
 
     def warm_up(self) -> None:
         """Supervised fine-tuning, stage by stage, from where the checkpoint stands."""
@@ -100,11 +122,12 @@ class Loop:
         """The policy before RL: what the run starts from, and what a forced first step shows."""
         if self.progress.evaluated:
             return
-        self.display.phase("evaluate")
-        self.parts.engine.update_weights(self.parts.trainer.weights(), self.progress.version)
-        self._evaluate(0, when="before")
         self.progress.evaluated = True
-        self._save()
+        files = checkpoint.write(self.parts, self.progress)
+        self.parts.hand_over.to_engine(untimed, self.progress.version)
+        self.display.phase("evaluate")
+        self._evaluate(0, when="before")
+        checkpoint.commit(self.parts, self.progress, files)
 
     def iterate(self) -> None:
         """One iteration under one policy version.
@@ -115,29 +138,31 @@ class Loop:
         progress, parts = self.progress, self.parts
         iteration, version = progress.iteration, progress.version
         self._announce(iteration)
-        clock = PhaseClock(self.display)
+        clock = PhaseClock(self.display, self.metrics.now)
 
         with clock.phase("rollout"):
             new_prompts = open_groups(parts, iteration, version)
             report, waited = asyncio.run(roll_out(parts, version))
         clock.move("rollout", "reward", waited)
+        parts.hand_over.to_trainer(clock.phase)
         with clock.phase("train"):
             trained = train(parts, iteration, version)
         progress.iteration, progress.version = iteration + 1, version + 1
-        with clock.phase("handover"):
-            parts.engine.update_weights(parts.trainer.weights(), progress.version)
+        last = iteration == self.recipe.train.iterations
+        files = None
+        if last or iteration % self.recipe.checkpoint.every == 0:
+            with clock.phase("checkpoint"):
+                files = checkpoint.write(parts, progress)
+        parts.hand_over.to_engine(clock.phase, progress.version)
         progress.tokens += report.tokens
         self.ledger.write(iteration, trained.batch)
         self.recorder.loops(iteration, report)
 
-        last = iteration == self.recipe.train.iterations
         if last or iteration % self.recipe.evaluation.every == 0:
             with clock.phase("evaluate"):
                 if trained.batch is not None:
                     self.recorder.trained(iteration, trained.batch)
                 self._evaluate(iteration, when="after" if last else None)
-        # The time of the checkpoint before this one: this iteration's is made after it is told.
-        clock.seconds["checkpoint"] = self._last_checkpoint_seconds
         self.recorder.iteration(
             {
                 "iteration": iteration,
@@ -149,14 +174,18 @@ class Loop:
                 "learning_rate": learning_rate(self.recipe.train, iteration),
                 "tokens_per_second": report.tokens / max(clock.seconds["rollout"], 1e-9),
                 "phase_seconds": dict(clock.seconds),
+                "timeline": clock.timeline,
             }
         )
-        if last or iteration % self.recipe.checkpoint.every == 0:
-            self._save()
+        if files is not None:
+            checkpoint.commit(parts, progress, files)
 
     def finish(self) -> Path:
         """Write the model, the summary and the report."""
-        save_model(self.parts.model, str(self.parts.run.model), tokenizer=self.parts.task.tokenizer)
+        parts = self.parts
+        parts.hand_over.to_trainer(untimed)
+        with closed(parts.trainer.weights()) as weights:
+            write_model(parts.model, weights, parts.run.model, tokenizer=parts.task.tokenizer)
         write_summary(self.parts.run.path)
         return write_report(self.parts.run.path)
 
@@ -185,9 +214,8 @@ class Loop:
                 self.recorder.answers(iteration, when, self.progress.version, answers)
 
     def _save(self) -> None:
-        start = time.perf_counter()
-        checkpoint.save(self.parts, self.progress)
-        self._last_checkpoint_seconds = time.perf_counter() - start
+        files = checkpoint.write(self.parts, self.progress)
+        checkpoint.commit(self.parts, self.progress, files)
 
 
 def _rollout_fields(report: RolloutReport) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import math
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,17 +14,20 @@ from k15core import _core
 from k15core.algorithms import CutPenalty, LengthReward, MirrorDescent, ReST
 from k15core.config import settings_for
 from k15core.controller.evaluate import Evaluator
+from k15core.controller.hand_over import HandOver
 from k15core.controller.seeds import derive
 from k15core.errors import InvalidInputError
+from k15core.models.config import ModelConfig
 from k15core.models.create import new_model
+from k15core.models.lean import parameter_shapes
 from k15core.models.runtime import configure
-from k15core.models.weights import load_model
+from k15core.models.weights import load_model, save_model
 from k15core.registry import resolve
 from k15core.rewards import REWARDS
 from k15core.rollout import ENGINES
 from k15core.rollout.partial import PartialRollout
 from k15core.tasks import TASKS
-from k15core.trainer.torch import TorchTrainer
+from k15core.trainer import TRAINERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +36,11 @@ if TYPE_CHECKING:
     from k15core.config import Kind, Recipe
     from k15core.controller.run_directory import RunDirectory
     from k15core.models.lean import LeanModel
-    from k15core.types import Prompt, Reward, RolloutEngine, Task
+    from k15core.types import Prompt, Reward, RolloutEngine, Task, Trainer
+
+
+HERE = ("torch", "embedded")
+"""Trainers and engines in the controller's process: they are given a model, others a directory."""
 
 
 @dataclass
@@ -45,9 +54,10 @@ class Parts:
     reward: Reward
     store: _core.Store
     sampler: _core.PromptSampler
-    model: LeanModel
-    trainer: TorchTrainer
+    model: ModelConfig
+    trainer: Trainer
     engine: RolloutEngine
+    hand_over: HandOver
     rollout: PartialRollout
     evaluator: Evaluator
     algorithm: Algorithm
@@ -57,6 +67,11 @@ class Parts:
     def seed(self, *labels: str | int) -> int:
         """A seed for one purpose of this run."""
         return derive(self.recipe.seed, *labels)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the policy has."""
+        return sum(math.prod(shape) for shape in parameter_shapes(self.model).values())
 
 
 def make_task(recipe: Recipe) -> Task:
@@ -69,9 +84,9 @@ def make_task(recipe: Recipe) -> Task:
 
 
 def assemble(
-    recipe: Recipe, run: RunDirectory, clock: Callable[[], float], closing: ExitStack
+    recipe: Recipe, run: RunDirectory, clock: Callable[[], float], opened: ExitStack
 ) -> Parts:
-    """Make every part; what must be closed is put on `closing`."""
+    """Make every part; what must be closed is put on `opened`."""
     task = make_task(recipe)
     if recipe.evaluation.prompts is not None and recipe.evaluation.prompts > len(task.held_out):
         raise InvalidInputError(
@@ -86,18 +101,10 @@ def assemble(
     reward: Reward = _make("reward", REWARDS, recipe.reward, {})
     algorithm = make_algorithm(recipe)
     configure(recipe.threads, recipe.device)
-    model = make_model(recipe, task)
-    trainer = TorchTrainer(
-        model,
-        algorithm,
-        learning_rate=recipe.train.learning_rate,
-        weight_decay=recipe.train.weight_decay,
-        max_gradient_norm=recipe.train.max_gradient_norm,
-        micro_batch_tokens=recipe.train.micro_batch_tokens,
-        temperature=recipe.rollout.temperature,
-    )
-    engine = make_engine(recipe, task, model)
-    store = closing.enter_context(
+    policy = make_policy(recipe, task, run)
+    trainer = opened.enter_context(closing(make_trainer(recipe, policy, algorithm, run)))
+    engine = opened.enter_context(closing(make_engine(recipe, task, policy, run)))
+    store = opened.enter_context(
         _core.Store(
             str(run.store),
             capacity_bytes=recipe.store.capacity_bytes,
@@ -133,9 +140,10 @@ def assemble(
         reward=reward,
         store=store,
         sampler=make_sampler(recipe, task),
-        model=model,
+        model=policy.config,
         trainer=trainer,
         engine=engine,
+        hand_over=HandOver(trainer, engine, share_device=recipe.deploy.share_device),
         rollout=rollout,
         evaluator=evaluator,
         algorithm=algorithm,
@@ -156,11 +164,45 @@ def make_algorithm(recipe: Recipe) -> Algorithm:
     )
 
 
-def make_model(recipe: Recipe, task: Task) -> LeanModel:
-    """The policy to train: loaded from a directory, or new, with the task's vocabulary."""
+@dataclass(frozen=True)
+class Policy:
+    """The policy to train, before its first step.
+
+    `model` is for what lives in this process, `directory` for what does not: each is there where
+    a part of the run needs it.
+    """
+
+    config: ModelConfig
+    model: LeanModel | None
+    directory: Path
+
+    def given(self, kind: str) -> LeanModel | Path:
+        """What a trainer or an engine of this kind is made from."""
+        if kind not in HERE:
+            return self.directory
+        assert self.model is not None
+        return self.model
+
+
+def make_policy(recipe: Recipe, task: Task, run: RunDirectory) -> Policy:
+    """The policy of a recipe: a directory's, or a new one with the task's vocabulary.
+
+    A new one that other processes need is written to RUN/initial/ when the run begins.
+    """
+    here = {recipe.trainer.kind in HERE, recipe.rollout.engine.kind in HERE}
     section = recipe.model
     if section.directory is not None:
-        return load_model(section.directory, device=recipe.device)
+        given = Path(section.directory)
+        loaded = load_model(given, device=recipe.device) if True in here else None
+        return Policy(ModelConfig.from_directory(given), loaded, given)
+    model = _new_model(recipe, task)
+    if False in here:
+        save_model(model, run.initial, tokenizer=task.tokenizer)
+    return Policy(model.config, model.to(recipe.device), run.initial)
+
+
+def _new_model(recipe: Recipe, task: Task) -> LeanModel:
+    section = recipe.model
     assert section.new is not None
     shape = {
         "vocab_size": task.tokenizer.vocabulary_size,
@@ -175,20 +217,47 @@ def make_model(recipe: Recipe, task: Task) -> LeanModel:
         "model.init",
     )
     settings.pop("dtype")
-    return new_model(**settings).to(recipe.device)
+    return new_model(**settings)
 
 
-def make_engine(recipe: Recipe, task: Task, model: LeanModel) -> RolloutEngine:
-    """The rollout engine of a recipe. It starts with the policy's present weights."""
+def make_trainer(
+    recipe: Recipe, policy: Policy, algorithm: Algorithm, run: RunDirectory
+) -> Trainer:
+    """The trainer of a recipe, with the policy as it is before its first step."""
     given = {
-        "model": model,
+        "model": policy.given(recipe.trainer.kind),
+        "algorithm": algorithm,
+        "learning_rate": recipe.train.learning_rate,
+        "weight_decay": recipe.train.weight_decay,
+        "max_gradient_norm": recipe.train.max_gradient_norm,
+        "micro_batch_tokens": recipe.train.micro_batch_tokens,
+        "temperature": recipe.rollout.temperature,
+        "device": recipe.device,
+        "weights": shared_weights(recipe, run) / "trainer",
+    }
+    trainer: Trainer = _make("trainer", TRAINERS, recipe.trainer, given)
+    return trainer
+
+
+def make_engine(recipe: Recipe, task: Task, policy: Policy, run: RunDirectory) -> RolloutEngine:
+    """The rollout engine of a recipe."""
+    given = {
+        "model": policy.given(recipe.rollout.engine.kind),
         "eos_token_ids": task.tokenizer.eos_token_ids,
         "max_total_tokens": _longest(recipe, task),
         "repetition": recipe.rollout.repetition,
         "device": recipe.device,
+        "weights": shared_weights(recipe, run) / "engine",
     }
     engine: RolloutEngine = _make("engine", ENGINES, recipe.rollout.engine, given)
     return engine
+
+
+def shared_weights(recipe: Recipe, run: RunDirectory) -> Path:
+    """Where the run's weights lie in shared memory: of its own, whatever else runs here."""
+    if recipe.deploy.weights is not None:
+        return Path(recipe.deploy.weights)
+    return Path("/dev/shm") / f"k15core-{run.path.name}-{derive(0, str(run.path.resolve())):016x}"
 
 
 def _longest(recipe: Recipe, task: Task) -> int:

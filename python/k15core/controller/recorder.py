@@ -37,7 +37,7 @@ class Recorder:
             name=recipe.name,
             seed=recipe.seed,
             task=recipe.task.kind,
-            parameters=sum(p.numel() for p in self.parts.model.parameters()),
+            parameters=self.parts.parameters,
             threads=recipe.threads,
             recipe=recipe.model_dump(),
             length_reward_from=length_reward.starts_at if length_reward else None,

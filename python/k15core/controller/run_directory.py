@@ -3,6 +3,7 @@
 RUN/recipe.yaml       the resolved recipe
 RUN/checkpoint.json   the manifest: renamed into place, so it is always whole
 RUN/checkpoints/      the model files that manifests name
+RUN/initial/          the model before its first step, where other processes need it
 RUN/store/            the trajectory store
 RUN/metrics.jsonl     what happened; tensorboard/ has the same numbers
 RUN/rollouts.jsonl    one line for each trajectory that was trained on
@@ -31,6 +32,7 @@ class RunDirectory:
         self.recipe_file = self.path / "recipe.yaml"
         self.manifest_file = self.path / "checkpoint.json"
         self.checkpoints = self.path / "checkpoints"
+        self.initial = self.path / "initial"
         self.store = self.path / "store"
         self.rollouts_file = self.path / "rollouts.jsonl"
         self.model = self.path / "model"

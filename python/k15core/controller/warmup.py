@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from k15core.controller.hand_over import untimed
 from k15core.trainer.sft import Stage, Until, warm_up
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def run(
 
 def probe(parts: Parts, version: int, prompts: int) -> dict[str, float]:
     """What sampled answers to the first held-out prompts do: pass rate, length, behaviour."""
-    parts.engine.update_weights(parts.trainer.weights(), version)
+    parts.hand_over.to_engine(untimed, version)
     temperature = parts.recipe.evaluation.temperature
     answers = parts.evaluator.answers(parts.task.held_out[:prompts], temperature=temperature)
+    parts.hand_over.to_trainer(untimed)
     record = parts.evaluator.record(answers, label="probe", temperature=temperature, iteration=0)
     told = {"pass_rate": record["pass_rate"], "mean_length": record["mean_length"]}
     return told | {k: v for k, v in record["behaviour"].items() if v is not None}

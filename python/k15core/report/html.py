@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from k15core.errors import StorageError
-from k15core.report import plots, plots_store, plots_system, texts
+from k15core.report import plots, plots_store, plots_system, plots_timeline, texts
 from k15core.report.metrics import METRICS_FILE, Metrics, read_metrics
 from k15core.report.schema import number
 from k15core.report.story import limits, story
@@ -179,6 +179,7 @@ def _plots(metrics: Metrics) -> dict[str, Plot]:
         "stored_segments": half(plots_store.segments),
         "throughput": line("tokens_per_second", "tokens a second", "three"),
         "repeats": plot(lambda width: plots_system.repeats(metrics, width), FULL),
+        "timeline": plot(lambda width: plots_timeline.timeline(metrics, width), FULL),
         "gradient": line("gradient_norm", "norm", "one"),
         "kl": line("kl", "KL", "two"),
         "entropy": line("entropy", "nats a token", "five"),

@@ -51,7 +51,9 @@ class LiveDisplay:
         self._every = max(1, every)
         self._console = console or Console(highlight=False)
         self._clock = clock
-        self._phase = "starting"
+        self._phase, self._phase_began = "starting", clock()
+        self._phases: dict[str, float] = {}
+        """Seconds by phase, from the last rollout on: what the run did lately, in its order."""
         self._stage: str | None = None
         self._sft: Record = {}
         self._last: Record = {}
@@ -79,10 +81,18 @@ class LiveDisplay:
             self._live.stop()
 
     def phase(self, name: str) -> None:
-        """Say what the run does now: rollout, reward, train, handover, evaluate, checkpoint."""
-        self._phase = name
+        """Say what the run does now: rollout, train, checkpoint, handover, evaluate, …"""
+        self._end_phase()
+        self._phase, self._phase_began = name, self._clock()
         if name != "sft":
             self._begin_timing()
+
+    def _end_phase(self) -> None:
+        if self._phase in ("rollout", "starting", "sft"):
+            self._phases.clear()
+        if self._phase != "starting":
+            spent = self._clock() - self._phase_began
+            self._phases[self._phase] = self._phases.get(self._phase, 0.0) + spent
 
     def event(self, text: str) -> None:
         """Print a line that stays."""
@@ -215,9 +225,18 @@ class LiveDisplay:
                 Text(f"{lengths[0]:.1f} to {lengths[-1]:.1f} tokens"),
             )
         grid = Table.grid(expand=True)
-        for part in (head, body, lines) if self._history else (head, body):
+        for part in (head, body, self._phase_line(), lines) if self._history else (head, body):
             grid.add_row(part)
         yield Panel(grid, title=f"k15 {self._name}", title_align="left", border_style="dim")
+
+    def _phase_line(self) -> Text:
+        """The phases since the last rollout with their seconds, the present one marked."""
+        running = self._clock() - self._phase_began
+        past = {} if self._phase == "rollout" else self._phases
+        shown = Text("phases ", "dim")
+        for name, spent in past.items():
+            shown.append(f"{name} {spent:.1f} s  ", "dim")
+        return shown.append(f"{self._phase} {running:.1f} s", "cyan")
 
     def _progress(self) -> tuple[int, int, str]:
         if self._sft:

@@ -98,6 +98,10 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
+    def now(self) -> float:
+        """Wall-clock seconds that the run has taken so far."""
+        return self._clock() - self._start
+
     def write(self, kind: str, **fields: object) -> None:
         """Append one line of the given kind, flushed to the operating system before it returns.
 
@@ -110,7 +114,7 @@ class MetricsWriter:
         """
         record: Record = {"kind": kind}
         record |= {name: plain(name, value) for name, value in fields.items()}
-        record["seconds"] = round(self._clock() - self._start, 3)
+        record["seconds"] = round(self.now(), 3)
         fault = fault_of(record)
         if fault:
             raise InvalidInputError(fault)

@@ -33,6 +33,7 @@ SHAPES: dict[str, type] = {
     "staleness_histogram": dict,
     "success_by_difficulty": dict,
     "phase_seconds": dict,
+    "timeline": list,
     "by_difficulty": dict,
     "behaviour": dict,
     "segments": list,
