@@ -16,7 +16,7 @@ from k15core.errors import InvalidInputError, LeaseExpiredError
 from k15core.rollout.version_bound import BeyondMaxVersions, VersionBound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from k15core.types import Chunk, FinishReason, Lease, Loop, Store, StreamEngine
 
@@ -107,41 +107,50 @@ class PartialRollout:
         the groups that `beyond_max_versions` drops: before anything is awaited.
         """
         report = RolloutReport()
-        streams = self._claim(version, seed, report, on_finished, on_dropped)
-        async for chunk in self.engine.chunks():
-            stream = streams.get(chunk.trajectory_id)
-            if stream is None:
-                continue
-            if chunk.finish_reason is not None:
-                del streams[chunk.trajectory_id]
-            try:
-                self._append(stream, chunk, report)
-                is_finished = chunk.finish_reason is not None and self._end(stream, chunk, report)
-            except LeaseExpiredError:  # another worker holds the trajectory, or has finished it
-                streams.pop(chunk.trajectory_id, None)
-                self.engine.stop([chunk.trajectory_id])
-                report.lost_leases += 1
-                continue
-            if is_finished:
-                on_finished(chunk.trajectory_id)
-                if enough():
-                    self.engine.stop(list(streams))
-        for stream in streams.values():
+        leases, budgets = self._claim(version, report, on_finished, on_dropped)
+        streams = {lease.trajectory_id: _Stream(lease, lease.response_length) for lease in leases}
+        try:
+            self.engine.start(
+                leases, max_new_tokens=budgets, temperature=self.temperature, seed=seed
+            )
+            async for chunk in self.engine.chunks():
+                stream = streams.get(chunk.trajectory_id)
+                if stream is None:
+                    continue
+                if chunk.finish_reason is not None:
+                    del streams[chunk.trajectory_id]
+                try:
+                    self._append(stream, chunk, report)
+                    ended = chunk.finish_reason is not None and self._end(stream, chunk, report)
+                except LeaseExpiredError:  # another worker holds the trajectory, or has finished it
+                    streams.pop(chunk.trajectory_id, None)
+                    self.engine.stop([chunk.trajectory_id])
+                    report.lost_leases += 1
+                    continue
+                if ended:
+                    on_finished(chunk.trajectory_id)
+                    if enough():
+                        self.engine.stop(list(streams))
+        finally:
+            # Those that were stopped; all where the engine died: who rolls out next goes on.
+            self._release(streams.values(), report)
+        return report
+
+    def _release(self, streams: Iterable[_Stream], report: RolloutReport) -> None:
+        for stream in streams:
             try:
                 self.store.release(stream.lease.trajectory_id, stream.lease.epoch)
             except LeaseExpiredError:
                 report.lost_leases += 1
-        return report
 
     def _claim(
         self,
         version: int,
-        seed: int,
         report: RolloutReport,
         on_finished: Callable[[int], None],
         on_dropped: Callable[[int], None],
-    ) -> dict[int, _Stream]:
-        """Lease what is unfinished and has budget left, oldest work first, and start it."""
+    ) -> tuple[list[Lease], list[int]]:
+        """Lease what is unfinished and has budget left, oldest work first; leases and budgets."""
         leases = self.store.lease(
             self.store.unfinished(),
             now=self.clock(),
@@ -181,8 +190,7 @@ class PartialRollout:
                 report.tokens_saved += lease.response_length - spent
             else:
                 report.started += 1
-        self.engine.start(ready, max_new_tokens=budgets, temperature=self.temperature, seed=seed)
-        return {lease.trajectory_id: _Stream(lease, lease.response_length) for lease in ready}
+        return ready, budgets
 
     def _ended(self, lease: Lease) -> FinishReason | None:
         if lease.response_length and int(lease.input_ids[-1]) in self.eos_token_ids:
