@@ -22,9 +22,13 @@ make_venv() {
 # verl asks for older tensordict and transformers than the others; what is tested of it does not need them.
 make_venv .venv-peers scripts/peers-requirements.txt --no-deps verl==0.9.1
 make_venv .venv-schemathesis scripts/schemathesis-requirements.txt
+# vLLM for the CPU names a torchvision of the CUDA build among what it needs: the list is whole without.
+PIP_NO_DEPS=1 make_venv .venv-vllm scripts/vllm-requirements.txt
 
 # Other stacks warn of many things; only our own warnings are errors.
 PYTHONPATH=python .venv-peers/bin/python -m pytest -o filterwarnings= tests/peers \
-  tests/integration/test_store_export.py --ignore tests/peers/test_schemathesis.py "$@"
+  tests/integration/test_store_export.py --ignore tests/peers/test_schemathesis.py \
+  --ignore tests/peers/vllm "$@"
 PYTHONPATH=python .venv-schemathesis/bin/python -m pytest -o filterwarnings= \
   tests/peers/test_schemathesis.py "$@"
+PYTHONPATH=python .venv-vllm/bin/python -m pytest -o filterwarnings= tests/peers/vllm "$@"

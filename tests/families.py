@@ -64,11 +64,15 @@ VARIANTS = {
 }
 
 
-def reference(variant: str, seed: int = 0) -> PreTrainedModel:
-    """A transformers model whose every parameter is random, norms and biases included."""
+def reference(variant: str, seed: int = 0, **more: object) -> PreTrainedModel:
+    """A transformers model whose every parameter is random, norms and biases included.
+
+    `more` goes into its config.
+    """
     config_class, model_class, changes = VARIANTS[variant]
     torch.manual_seed(seed)
-    model = model_class(config_class(**{**SMALL, **changes}, attn_implementation="eager"))
+    settings = {**SMALL, **changes, **more}
+    model = model_class(config_class(**settings, attn_implementation="eager"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):

@@ -5,4 +5,5 @@ A new engine is a class that implements `k15core.types.RolloutEngine`, and a lin
 
 ENGINES = {
     "embedded": "k15core.rollout.embedded:EmbeddedEngine",
+    "vllm": "k15core.rollout.vllm:VllmEngine",
 }

@@ -1,0 +1,1 @@
+"""vLLM as a process: how it is started, watched, handed weights, and ended."""
