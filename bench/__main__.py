@@ -23,6 +23,7 @@ CLAIMS = [
     "sandbox_warm",
     "sandboxd_http",
     "loop_train",
+    "weights_handover",
 ]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""
 

@@ -24,7 +24,9 @@ __all__ = [
     "StoreWatcher",
     "__version__",
     "attend_cached",
+    "checksum",
     "copy_runs",
+    "copy_with_checksum",
     "plan_micro_batches",
     "priorities",
     "repair_store",
@@ -52,6 +54,16 @@ def attend_cached(
     without gaps; positions: [W]; keys, values: [R * K, T, D] with R >= W; out: [W, H * D]. A row's
     result is the same to the bit whatever the others are. Releases the GIL: nobody may write to the
     arrays meanwhile. Raises InvalidInputError, and writes nothing, if sizes do not fit.
+    """
+
+def checksum(source: NDArray[np.uint8]) -> int:
+    """The CRC-32C of an array of bytes. Releases the GIL: nobody may write to it meanwhile."""
+
+def copy_with_checksum(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> int:
+    """Copy bytes to an array of the same length, and take the CRC-32C of what was read.
+
+    Reads each byte once, and writes past the caches. Releases the GIL: nobody may write to either
+    meanwhile. Raises InvalidInputError, and writes nothing, if the lengths differ.
     """
 
 def copy_runs(

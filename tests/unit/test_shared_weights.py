@@ -19,6 +19,7 @@ from k15core.deploy.shared_weights import (
     Shard,
     SharedWeights,
     TensorEntry,
+    WeightReader,
     WeightWriter,
     remove_leftovers,
 )
@@ -109,6 +110,24 @@ def test_a_buffer_is_held_until_its_last_view_is_gone(writer: WeightWriter) -> N
     assert torch.equal(read(writer.directory)["norm.weight"], MODEL["norm.weight"])
     del view
     writer.publish(MODEL.items(), 2)
+
+
+def test_a_reader_that_stays_holds_only_what_it_has_open(writer: WeightWriter) -> None:
+    with WeightReader(writer.directory) as reader:
+        for version in range(6):
+            grown = {**MODEL, "more": torch.full((version * 3_000_000,), float(version))}
+            manifest = writer.publish(grown.items(), version)
+            with reader.open(version=version) as weights:
+                assert all(torch.equal(grown[name], value) for name, value in weights.tensors())
+        place = writer.directory / manifest.buffer
+        with place.open("r+b") as file:
+            file.seek(manifest.bytes - 1)
+            file.write(b"\x01")
+        with pytest.raises(CorruptionError, match="more of version 5"):
+            reader.open()
+        writer.publish(MODEL.items(), 6)
+        writer.publish(MODEL.items(), 7)
+        assert len(list(reader.open().tensors())) == len(MODEL)
 
 
 def test_a_dead_reader_holds_nothing(writer: WeightWriter) -> None:

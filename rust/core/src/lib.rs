@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod error;
+pub mod handover;
 pub mod micro_batch;
 pub mod noise;
 pub mod pack;

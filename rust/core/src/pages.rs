@@ -32,6 +32,9 @@ const LEAST_STREAMED: usize = 1 << 10;
 /// record of the log lie one behind the other.
 const FETCHED_AHEAD: usize = 4 << 10;
 
+/// What is looked at before it is copied goes in pieces that the first cache holds.
+const LOOKED_AT: usize = 4 << 10;
+
 /// What is shorter may well be read before it has left the caches.
 const LEAST_STREAMED_RECORD: usize = 4 << 10;
 
@@ -163,6 +166,16 @@ pub(crate) fn copy_parts(to: &mut [u8], parts: &[&[u8]]) {
     if streams {
         fence();
     }
+}
+
+/// Copies past the caches, in pieces: `look` is shown each piece of `from` just before it is copied, so
+/// that memory is read once for both. Both are of one length.
+pub(crate) fn copy_looking(to: &mut [u8], from: &[u8], mut look: impl FnMut(&[u8])) {
+    for (to, from) in to.chunks_mut(LOOKED_AT).zip(from.chunks(LOOKED_AT)) {
+        look(from);
+        stream::<0>(to, from);
+    }
+    fence();
 }
 
 /// Copies past the caches, whole cache lines of `to` at a time; both are of one length. What lies AHEAD

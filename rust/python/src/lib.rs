@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod argument;
 mod attention;
 mod error;
+mod handover;
 mod micro_batch;
 mod noise;
 mod priority_index;
@@ -28,6 +29,8 @@ mod views;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(attention::attend_cached, module)?)?;
+    module.add_function(wrap_pyfunction!(handover::checksum, module)?)?;
+    module.add_function(wrap_pyfunction!(handover::copy_with_checksum, module)?)?;
     module.add_function(wrap_pyfunction!(micro_batch::copy_runs, module)?)?;
     module.add_function(wrap_pyfunction!(micro_batch::plan_micro_batches, module)?)?;
     module.add_function(wrap_pyfunction!(noise::uniforms, module)?)?;

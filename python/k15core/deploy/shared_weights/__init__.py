@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from k15core.deploy.shared_weights.directory import RunDirectory, remove_leftovers
 from k15core.deploy.shared_weights.manifest import Manifest, Shard, TensorEntry
-from k15core.deploy.shared_weights.reader import SharedWeights
+from k15core.deploy.shared_weights.reader import SharedWeights, WeightReader
 from k15core.deploy.shared_weights.writer import WeightWriter
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Shard",
     "SharedWeights",
     "TensorEntry",
+    "WeightReader",
     "WeightWriter",
     "remove_leftovers",
 ]

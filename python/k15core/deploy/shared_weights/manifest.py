@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
-import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from k15core._core import checksum
 from k15core.errors import CorruptionError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,6 +26,10 @@ FILE = "manifest.json"
 BUFFERS = ("buffer-0", "buffer-1")
 ALIGNMENT = 256
 """Tensors begin at multiples of it: enough for every vector unit and for copies by a device."""
+
+_FILE = re.compile(
+    rb'\{"checksum":(?P<checksum>\d{1,10}),"manifest":(?P<manifest>.*)\}\n', re.DOTALL
+)
 
 MAX_FILE_BYTES = 256 << 20
 MAX_VERSION = 2**32 - 1
@@ -61,7 +68,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: `bytes` bytes from `offset` of the buffer, row-major, with their `checksum`.
+    """One tensor: `bytes` bytes from `offset` of the buffer, row-major, with their CRC-32C.
 
     `dtype` is torch's name without "torch."; `shard` is None for a whole tensor.
     """
@@ -87,24 +94,27 @@ class Manifest:
 
 def encode(manifest: Manifest) -> bytes:
     """As JSON, with a checksum over it."""
-    body = json.dumps({"format": FORMAT, **asdict(manifest)}, separators=(",", ":"))
-    return f'{{"checksum":{zlib.crc32(body.encode())},"manifest":{body}}}\n'.encode()
+    body = json.dumps({"format": FORMAT, **asdict(manifest)}, separators=(",", ":")).encode()
+    return b'{"checksum":%d,"manifest":%b}\n' % (_checksum(body), body)
 
 
 def decode(content: bytes, *, where: str) -> Manifest:
     """What `encode` wrote. Raises CorruptionError that names the field and `where` it was read."""
+    parts = _FILE.fullmatch(content)
+    if parts is None:
+        raise CorruptionError(f"{where}: not a manifest, or only a part of one")
+    body = parts["manifest"]
+    if (found := _checksum(body)) != int(parts["checksum"]):
+        raise CorruptionError(
+            f"{where}: checksum is {int(parts['checksum'])}, that of it is {found}"
+        )
     try:
-        outer = json.loads(content)
+        fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{where}: not a manifest ({error})") from error
-    _keys(outer, ("checksum", "manifest"), where)
-    fields = outer["manifest"]
     _keys(fields, ("format", "version", "buffer", "bytes", "tensors"), f"{where}: manifest")
     if fields["format"] != FORMAT:
         raise CorruptionError(f"{where}: format is {fields['format']!r}, expected {FORMAT}")
-    body = json.dumps(fields, separators=(",", ":"))
-    if outer["checksum"] != zlib.crc32(body.encode()):
-        raise CorruptionError(f"{where}: checksum is {outer['checksum']!r}, not that of the rest")
     used = _natural(fields["bytes"], f"{where}: bytes")
     version = _natural(fields["version"], f"{where}: version")
     if version > MAX_VERSION:
@@ -118,10 +128,10 @@ def decode(content: bytes, *, where: str) -> Manifest:
     return Manifest(version, fields["buffer"], used, entries)
 
 
-def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a directory, None where no version is published.
+def read_file(directory: Path) -> bytes | None:
+    """The bytes of a directory's manifest, None where no version is published.
 
-    Raises CorruptionError where it is not one.
+    Raises CorruptionError where it cannot be one.
     """
     path = directory / FILE
     try:
@@ -136,7 +146,16 @@ def read_manifest(directory: Path) -> Manifest | None:
             raise CorruptionError(
                 f"{path}: {status.st_size} bytes, expected at most {MAX_FILE_BYTES}"
             )
-        return decode(stream.read(), where=str(path))
+        return stream.read()
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a directory, None where no version is published.
+
+    Raises CorruptionError where it is not one.
+    """
+    content = read_file(directory)
+    return None if content is None else decode(content, where=str(directory / FILE))
 
 
 def expected_bytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -149,6 +168,10 @@ def expected_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 def aligned(offset: int) -> int:
     """The first place for a tensor at or after `offset`."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def _checksum(content: bytes) -> int:
+    return checksum(np.frombuffer(content, np.uint8))
 
 
 def _keys(value: Any, keys: tuple[str, ...], where: str) -> None:
@@ -190,10 +213,8 @@ def _entry(value: Any, index: int, where: str) -> TensorEntry:
     offset = _natural(value["offset"], f"{place}: offset")
     if offset % ALIGNMENT:
         raise CorruptionError(f"{place}: offset is {offset}, expected a multiple of {ALIGNMENT}")
-    checksum = _natural(value["checksum"], f"{place}: checksum")
-    return TensorEntry(
-        name, dtype, shape, offset, size, checksum, _shard(value["shard"], shape, place)
-    )
+    crc = _natural(value["checksum"], f"{place}: checksum")
+    return TensorEntry(name, dtype, shape, offset, size, crc, _shard(value["shard"], shape, place))
 
 
 def _shard(value: Any, shape: tuple[int, ...], place: str) -> Shard | None:

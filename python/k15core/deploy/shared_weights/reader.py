@@ -5,15 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 import time
-import weakref
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 
+from k15core._core import checksum
 from k15core.deploy.shared_weights.locks import POLL_SECONDS, try_lock
-from k15core.deploy.shared_weights.manifest import FILE, read_manifest
+from k15core.deploy.shared_weights.manifest import FILE, decode, read_file
 from k15core.errors import CorruptionError, InvalidInputError, StorageError
 
 if TYPE_CHECKING:
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from k15core.deploy.shared_weights.manifest import Manifest, TensorEntry
 
 OPEN_SECONDS = 60.0
-_MAP_NORESERVE = 0x4000  # Linux on every architecture that torch has; a name from Python 3.13 on
+_MAP_NORESERVE = 0x4000  # on Linux; Python 3.13 has a name for it
 
 
 class SharedWeights:
     """A published version, read in place: a WeightSource.
 
-    Made by `open`. Its tensors are views of the shared memory. They are for reading: what is
-    written to one stays in this process (the mapping is private), and is seen by nobody else. The
-    buffer is kept from being overwritten until `close` was called and the last view is gone; a
-    process that dies lets go at once.
+    Made by `open`, or by a WeightReader. Its tensors are views of the shared memory. They are for
+    reading: what is written to one stays in this process (the mapping is private), and nobody else
+    sees it. The buffer is kept from being overwritten until `close` was called and the last view is
+    gone; a process that dies lets go at once.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, mapping: mmap.mmap | None) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, mapping: mmap.mmap) -> None:
         self.directory = directory
         self.manifest = manifest
         self.version = manifest.version
-        self._mapping = mapping
+        self._mapping: mmap.mmap | None = mapping
 
     @classmethod
     def open(
@@ -53,28 +53,8 @@ class SharedWeights:
         checksum. Raises InvalidInputError where nothing, or another version, is published,
         CorruptionError that names the tensor or field that is not what was published.
         """
-        folder = Path(directory)
-        deadline = time.monotonic() + OPEN_SECONDS
-        while True:
-            manifest = read_manifest(folder)
-            if manifest is None:
-                raise InvalidInputError(f"weights directory {folder}: no version is published")
-            if version is not None and manifest.version != version:
-                raise InvalidInputError(
-                    f"weights directory {folder}: version {manifest.version} is published, "
-                    f"expected {version}"
-                )
-            file = _open_held(folder, manifest)
-            if file is not None:
-                break
-            # A newer version has come in between: the next look at the manifest finds it.
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"weights directory {folder}: {manifest.buffer}, which {FILE} names, stayed "
-                    f"locked by a writer for {OPEN_SECONDS:.0f} s"
-                )
-            time.sleep(POLL_SECONDS)
-        weights = cls(folder, manifest, _map(file, folder, manifest))
+        with WeightReader(directory) as reader:
+            weights = reader.open(version=version, verify=False)
         if verify:
             try:
                 weights.verify()
@@ -84,17 +64,11 @@ class SharedWeights:
         return weights
 
     def verify(self) -> None:
-        """Hold every tensor against its checksum. Raises CorruptionError naming the first bad."""
-        for entry in self.manifest.tensors:
-            view = memoryview(self._memory())[entry.offset : entry.offset + entry.bytes]
-            found = zlib.crc32(view)
-            view.release()
-            if found != entry.checksum:
-                raise CorruptionError(
-                    f"weights directory {self.directory}: {entry.name} of version {self.version} "
-                    f"in {self.manifest.buffer} has checksum {found:#010x}, "
-                    f"published was {entry.checksum:#010x}"
-                )
+        """Hold every tensor, as this process sees it, against its checksum.
+
+        Raises CorruptionError that names the first that differs.
+        """
+        _verify(self._memory(), self.manifest, self.directory)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and views in the order of their publication. Raises InvalidInputError for shards:
@@ -140,43 +114,126 @@ class SharedWeights:
         return flat.view(dtype).view(entry.shape)
 
 
-def _open_held(folder: Path, manifest: Manifest) -> int | None:
-    """The manifest's buffer, open and held; None where the manifest is not the present one."""
-    path = folder / manifest.buffer
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        if read_manifest(folder) == manifest:
-            raise CorruptionError(f"{path}: not there, though {FILE} names it") from None
-        return None
-    try:
-        # The writer locks the buffer that the manifest does not name. So once ours is held, what
-        # the manifest says about it stays true.
-        if try_lock(file, shared=True) and read_manifest(folder) == manifest:
-            held, file = file, -1
-            return held
-        return None
-    finally:
-        if file >= 0:
+class WeightReader:
+    """Opens one version of a directory after the other, for a process that stays.
+
+    It keeps the buffers mapped in between: to verify a later version then takes about half the
+    time. It holds none of them against the writer; what `open` returns does. Not for several
+    threads.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        # By device and inode, so that buffers of a directory that was made anew are not mistaken.
+        self._kept: dict[tuple[int, int], mmap.mmap] = {}
+
+    def open(self, *, version: int | None = None, verify: bool = True) -> SharedWeights:
+        """As `SharedWeights.open`."""
+        file, manifest = self._hold(version)
+        try:
+            size = os.fstat(file).st_size
+            if size < manifest.bytes:
+                raise CorruptionError(
+                    f"{self.directory / manifest.buffer}: {size} bytes, though {FILE} says "
+                    f"{manifest.bytes}"
+                )
+            if verify and manifest.bytes:
+                _verify(self._mapped(file, manifest.bytes), manifest, self.directory)
+            mapping = _map_privately(file, manifest.bytes)
+        finally:
+            # The mapping has a descriptor of its own for the same open file, and with it the lock:
+            # that goes when the last view is gone.
             os.close(file)
+        return SharedWeights(self.directory, manifest, mapping)
 
+    def close(self) -> None:
+        """Let the mappings go; what is open stays open. A second call does nothing."""
+        self._kept.clear()
 
-def _map(file: int, folder: Path, manifest: Manifest) -> mmap.mmap:
-    """The buffer's bytes. The lock is let go with the mapping: when the last view of it is gone."""
-    size = os.fstat(file).st_size
-    if size < manifest.bytes:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _hold(self, version: int | None) -> tuple[int, Manifest]:
+        """The buffer of the published version, open and locked, and its manifest."""
+        deadline = time.monotonic() + OPEN_SECONDS
+        while True:
+            content = read_file(self.directory)
+            if content is None:
+                raise InvalidInputError(
+                    f"weights directory {self.directory}: no version is published"
+                )
+            manifest = decode(content, where=str(self.directory / FILE))
+            if version is not None and manifest.version != version:
+                raise InvalidInputError(
+                    f"weights directory {self.directory}: version {manifest.version} is "
+                    f"published, expected {version}"
+                )
+            file = self._open_held(manifest.buffer, content)
+            if file is not None:
+                return file, manifest
+            # A newer version has come in between: the next look at the manifest finds it.
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"weights directory {self.directory}: {manifest.buffer}, which {FILE} names, "
+                    f"stayed locked by a writer for {OPEN_SECONDS:.0f} s"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _open_held(self, buffer: str, content: bytes) -> int | None:
+        """A manifest's buffer, open and locked; None where the manifest has been replaced."""
+        path = self.directory / buffer
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            if read_file(self.directory) == content:
+                raise CorruptionError(f"{path}: not there, though {FILE} names it") from None
+            return None
+        # A writer locks the buffer that the manifest does not name. So once ours is locked and the
+        # manifest still names it, nobody writes to it.
+        if try_lock(file, shared=True) and read_file(self.directory) == content:
+            return file
         os.close(file)
-        raise CorruptionError(
-            f"{folder / manifest.buffer}: {size} bytes, though {FILE} says {manifest.bytes}"
-        )
-    if manifest.bytes == 0:  # what cannot be mapped: an anonymous page stands for it
-        mapping = mmap.mmap(-1, 1)
-    else:
-        mapping = mmap.mmap(
-            file,
-            manifest.bytes,
-            flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        )
-    weakref.finalize(mapping, os.close, file)
-    return mapping
+        return None
+
+    def _mapped(self, file: int, size: int) -> mmap.mmap:
+        status = os.fstat(file)
+        place = (status.st_dev, status.st_ino)
+        mapping = self._kept.get(place)
+        if mapping is None or len(mapping) < size:
+            self._kept.pop(place, None)
+            while len(self._kept) > 1:  # two buffers
+                self._kept.pop(next(iter(self._kept)))
+            # Opened anew: a duplicate of `file` would share its lock.
+            again = os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+            try:
+                mapping = self._kept[place] = mmap.mmap(again, size, prot=mmap.PROT_READ)
+            finally:
+                os.close(again)
+        return mapping
+
+
+def _map_privately(file: int, size: int) -> mmap.mmap:
+    if size == 0:  # which cannot be mapped: memory of our own stands for it
+        return mmap.mmap(-1, 1)
+    flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(file, size, flags=flags, prot=prot)
+
+
+def _verify(mapping: mmap.mmap, manifest: Manifest, directory: Path) -> None:
+    memory = np.frombuffer(mapping, np.uint8)
+    for entry in manifest.tensors:
+        found = checksum(memory[entry.offset : entry.offset + entry.bytes])
+        if found != entry.checksum:
+            raise CorruptionError(
+                f"weights directory {directory}: {entry.name} of version {manifest.version} in "
+                f"{manifest.buffer} has checksum {found:#010x}, published was "
+                f"{entry.checksum:#010x}"
+            )

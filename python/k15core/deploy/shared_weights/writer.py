@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 
+from k15core._core import checksum, copy_with_checksum
 from k15core.deploy.shared_weights.locks import holders, lock, try_lock, unlock
 from k15core.deploy.shared_weights.manifest import (
     BUFFERS,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 WRITER_LOCK = "writer.lock"
@@ -174,15 +176,12 @@ class WeightWriter:
             size = expected_bytes(dtype, shape)
         except InvalidInputError as error:
             raise InvalidInputError(f"tensor {name}: {error}") from None
-        checksum = 0
+        crc = 0
         if size:
             self._reserve(buffer, offset + size, version)
-            target = torch.frombuffer(
-                self._mappings[buffer], dtype=torch.uint8, count=size, offset=offset
-            )
-            target.view(tensor.dtype).view(shape).copy_(tensor.detach())
-            checksum = zlib.crc32(target.numpy().data)
-        return TensorEntry(name, dtype, shape, offset, size, checksum, shard)
+            target = np.frombuffer(self._mappings[buffer], np.uint8, size, offset)
+            crc = _copy_into(target, tensor.detach())
+        return TensorEntry(name, dtype, shape, offset, size, crc, shard)
 
     def _reserve(self, buffer: str, size: int, version: int) -> None:
         """Make room for `size` bytes, for good: memory that is only promised ends in SIGBUS."""
@@ -191,7 +190,7 @@ class WeightWriter:
         if size > have:
             wanted = -(-size // GROWTH) * GROWTH
             try:
-                os.posix_fallocate(file, 0, wanted)
+                os.posix_fallocate(file, have, wanted - have)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -212,3 +211,12 @@ class WeightWriter:
         fresh = self.directory / f"{FILE}.new"
         fresh.write_bytes(encode(manifest))
         fresh.replace(self.directory / FILE)
+
+
+def _copy_into(target: NDArray[np.uint8], tensor: Tensor) -> int:
+    """Copy a tensor's elements, row-major, to as many bytes; their checksum."""
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
+        return copy_with_checksum(tensor.reshape(-1).view(torch.uint8).numpy(), target)
+    # From a device, or with strides: torch copies, and the checksum is of what has arrived.
+    torch.from_numpy(target).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return checksum(target)
