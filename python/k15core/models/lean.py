@@ -266,8 +266,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
-def rope_table(config: ModelConfig, length: int) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines [length, 1, D] in float32, as transformers computes them.
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Turns a position of each pair of dimensions [D / 2] in float32, as transformers has them.
 
     Llama 3's scaling divides frequencies whose wavelength exceeds original / low_freq_factor by
     `factor`, keeps those below original / high_freq_factor, and interpolates in between.
@@ -280,7 +280,12 @@ def rope_table(config: ModelConfig, length: int) -> tuple[Tensor, Tensor]:
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = ((turns - low) / (high - low)).clamp(0, 1)
         frequency = frequency * (keep + (1 - keep) / scaling.factor)
-    angle = torch.outer(torch.arange(length).float(), frequency)[:, None, :]
+    return frequency
+
+
+def rope_table(config: ModelConfig, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines [length, 1, D] in float32, as transformers computes them."""
+    angle = torch.outer(torch.arange(length).float(), rope_frequencies(config))[:, None, :]
     sin = angle.sin()
     return torch.cat((angle.cos(), angle.cos()), -1), torch.cat((-sin, sin), -1)
 

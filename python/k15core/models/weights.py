@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +30,14 @@ class DirectoryWeights:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors in the files' order. Raises InvalidInputError where one is missing."""
+        for name, part in self.slices():
+            yield name, part[:]
+
+    def slices(self) -> Iterator[tuple[str, Any]]:
+        """As `tensors`, but safetensors slices, of which only the part indexed is read.
+
+        A slice knows its `get_shape()`; it is good until the next one is asked for.
+        """
         single, index = (self.directory / name for name in WEIGHT_FILES)
         if single.is_file():
             files = [single]
@@ -50,7 +58,7 @@ class DirectoryWeights:
             try:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                        yield name, file.get_tensor(name)
+                        yield name, file.get_slice(name)
             except SafetensorError as error:
                 raise InvalidInputError(f"{path}: not a safetensors file ({error})") from error
 
