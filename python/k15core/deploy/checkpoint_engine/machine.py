@@ -1,0 +1,330 @@
+"""The state machine: from what is to what was asked for, one step after the other.
+
+A step writes what it is about to do, does it, and writes that it is done. Whichever process dies,
+and whenever, the next step is chosen from what was written and from what is alive: so a machine
+that takes over from a dead one does nothing that this one would not have done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from k15core.deploy.checkpoint_engine import process
+from k15core.deploy.checkpoint_engine.memory import Meter
+from k15core.deploy.checkpoint_engine.process import Identity
+from k15core.deploy.checkpoint_engine.program import EngineProgram
+from k15core.deploy.checkpoint_engine.state import Memory, State, StateFile
+from k15core.errors import Error, ProcessDiedError
+
+Release = Literal["restart", "sleep"]
+
+DEATHS = 3
+"""How many processes may die between two calls before it is given up."""
+
+SLEEP_SHARE = 0.25
+"""What a sleeping engine may still hold of what it held awake. One that holds more is stopped."""
+
+LOOK_SECONDS = 0.05
+"""Between two looks at whether a server that is starting answers."""
+
+
+class Machine:
+    """Takes one engine process from state to state. `advance` is called by one thread."""
+
+    def __init__(
+        self,
+        program: EngineProgram,
+        directory: Path,
+        *,
+        host: str,
+        release: Release,
+        start_seconds: float,
+        grace_seconds: float,
+        observer: Callable[[State], None],
+    ) -> None:
+        self.program, self.directory, self.host = program, directory, host
+        self.release, self.start_seconds = release, start_seconds
+        self.grace_seconds, self.observer = grace_seconds, observer
+        self.mark = str(directory.resolve())
+        self.changed = threading.Condition(threading.RLock())
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.deaths = 0
+        self._file = StateFile(directory)
+        self._code: int | None = None
+        """How the process ended, where it was a child of this one."""
+        self.state = self._file.load()
+        if self.state.phase in ("updating", "waking") and self.state.goal != "stopped":
+            # A dead sidecar's request may still be carried out there: none beside it is safe.
+            self.change(phase="releasing")
+
+    def change(self, **fields: Any) -> None:
+        """Write a new state."""
+        with self.changed:
+            if fields.get("phase", self.state.phase) != self.state.phase:
+                fields["since"] = time.time()
+            self.state = replace(self.state, **fields)
+            self._file.save(self.state)
+            self.observer(self.state)
+            self.changed.notify_all()
+
+    def advance(self) -> None:
+        """Take steps until the goal is reached, whatever that is by then.
+
+        Raises ProcessDiedError where the engine died too often or does not start, InvalidInputError
+        where it refused the weights. The state says so too, and is one that can be left.
+        """
+        while True:
+            goal = self.state.goal
+            if goal == "stopped":
+                if self.state.phase not in ("stopped", "failed"):
+                    self._give_back()
+                return
+            if goal == "asleep":
+                self._fall_asleep()
+                return
+            if not self._is_alive():
+                if self._note_death():
+                    self.deaths += 1
+                if self.deaths == DEATHS:
+                    self._fail(f"{DEATHS} processes of it ended: {self.state.last_error}")
+                self._launch()
+            elif self._step():
+                return
+
+    def watch(self) -> int | None:
+        """A pidfd of the engine process, if there is one."""
+        return None if self.state.process is None else self.state.process.watch()
+
+    def be_awake(self) -> None:
+        """Take note of what `wake` was written for."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.wake)
+
+    def _is_alive(self) -> bool:
+        known = self.state.process
+        if known is not None and self._code is None:
+            self._code = process.exit_code(known.pid)  # so that it does not stay as a zombie
+        return known is not None and known.is_alive()
+
+    def _end(self, grace_seconds: float = 0) -> None:
+        process.end(self.mark, grace_seconds=grace_seconds, leader=self.state.process)
+        self._is_alive()
+
+    def _step(self) -> bool:
+        """One step up; True where there is none left to take. The process was alive before it."""
+        state, url = self.state, self.state.url or ""
+        if state.phase == "releasing":
+            self._end()
+            self.change(process=None, phase="starting")
+        elif state.phase == "starting":
+            self._await_health()
+        elif state.phase in ("asleep", "waking"):
+            self.change(phase="waking", loaded=None)
+            if self._call(self.program.wake, url):
+                self.change(phase="started")
+        elif state.goal != "started" and state.version != state.loaded:
+            self.change(phase="updating")
+            self._update(url, state.directory or "", state.version or 0)
+        elif state.goal == "drained" and state.phase != "drained":
+            self.change(phase="draining")
+            if self._call(self.program.drain, url):
+                self.change(phase="drained")
+        elif state.goal != "drained" and state.phase in ("draining", "drained"):
+            if self._call(self.program.resume, url):
+                self.change(phase="started" if state.loaded is None else "serving")
+        else:
+            return True
+        return False
+
+    def _call(self, function: Callable[[str], None], url: str) -> bool:
+        """Call the server; False where it is gone. One that does not answer is ended."""
+        try:
+            function(url)
+        except ProcessDiedError as error:
+            self._lose(error)
+            return False
+        return True
+
+    def _lose(self, error: Error) -> None:
+        if self._is_alive() and self.state.goal not in ("stopped", "asleep"):
+            self._end()
+        self.change(last_error=str(error))
+
+    def _update(self, url: str, directory: str, version: int) -> None:
+        try:
+            self.program.update(url, directory, version)
+        except ProcessDiedError as error:
+            self._lose(error)
+        except Error as error:
+            has = self.program.version(url) if self._is_alive() else None
+            self.change(
+                goal="started" if has is None else "serving",
+                phase="started" if has is None else "serving",
+                directory=None,
+                version=has,
+                loaded=has,
+                last_error=str(error),
+            )
+            raise
+        else:
+            if self.state.version == version and self.state.directory == directory:
+                self.change(phase="serving", loaded=version)
+
+    def _await_health(self) -> None:
+        deadline = time.monotonic() + self.start_seconds
+        order = self.state.goal
+        while self.state.goal == order and self._is_alive():
+            if self.program.is_healthy(self.state.url or ""):
+                self.change(phase="started", loaded=None)
+                return
+            if time.monotonic() > deadline:
+                self._fail(f"it did not answer within {self.start_seconds:g} s")
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait for a moment, or for the end of the process or another goal."""
+        waits = select.poll()
+        waits.register(self.wake, select.POLLIN)
+        pidfd = self.watch()
+        if pidfd is not None:
+            waits.register(pidfd, select.POLLIN)
+        waits.poll(LOOK_SECONDS * 1000)
+        self.be_awake()
+        if pidfd is not None:
+            os.close(pidfd)
+
+    def _note_death(self) -> bool:
+        """Say how a process ended, if one did. Gives up if it was by itself and at its start."""
+        state, code = self.state, self._code
+        if state.process is None:
+            return False
+        if code == process.LOCKED:
+            lock = self.directory / "engine.lock"
+            self.change(process=None, last_error=f"another engine process holds {lock}")
+            time.sleep(LOOK_SECONDS)  # whose lock it is may not be marked yet
+            return True
+        how = "" if code is None else f" by signal {-code}" if code < 0 else f" with code {code}"
+        said = f"the engine process {state.process.pid} ended{how} while {state.phase}"
+        if (
+            state.phase == "starting"
+            and code is not None
+            and code >= 0
+            and not _is_taken(state.url)
+        ):
+            self._fail(f"{said}. {self.last_words()}")
+        self._end()
+        self.change(process=None, loaded=None, last_error=said)
+        return True
+
+    def _launch(self) -> None:
+        """Start a process, unless one that is starting is found that nobody has written down."""
+        found = process.leaders(self.mark)
+        if self.state.phase == "starting" and len(found) == 1:
+            url = process.url_of(found[0])
+            if url is not None:
+                self.change(process=found[0], url=url)
+                return
+        self._end()
+        url = f"http://{self.host}:{_free_port(self.host)}"
+        incarnation = self.state.incarnation + 1
+        self.change(phase="starting", process=None, url=url, loaded=None, incarnation=incarnation)
+        log = self.directory / "engine.log"
+        with contextlib.suppress(FileNotFoundError):
+            log.replace(log.with_suffix(".log.before"))
+        self._code = None
+        pid = process.launch(
+            self.program.command(url),
+            self.program.environment(),
+            mark=self.mark,
+            url=url,
+            lock=self.directory / "engine.lock",
+            log=log,
+        )
+        self.change(process=Identity.of(pid) or Identity(pid, 0, ""))
+
+    def _give_back(self) -> None:
+        """End all processes, and see that their memory is free."""
+        pids = process.marked(self.mark)
+        meter = Meter(pids)
+        held = meter.read(pids)
+        self.change(phase="releasing")
+        self._end(self.grace_seconds)
+        memory = Memory(meter.kind, held, meter.read([])) if pids else self.state.memory
+        self._leave("stopped", memory=memory)
+
+    def _fall_asleep(self) -> None:
+        if self.state.phase == "asleep" and self._is_alive():
+            return
+        if not self._is_alive():  # and with it its memory
+            self._end()
+            self._leave("stopped")
+            return
+        pids = process.marked(self.mark)
+        meter = Meter(pids)
+        held = meter.read(pids)
+        self.change(phase="releasing", loaded=None)
+        if not self._call(self.program.sleep, self.state.url or ""):
+            self._give_back()
+            return
+        left = meter.read(process.marked(self.mark))
+        if left <= held * SLEEP_SHARE:
+            memory = Memory(meter.kind, held, left)
+            self.change(phase="asleep", memory=memory, directory=None, version=None)
+            return
+        self.change(
+            last_error=f"asleep it still held {left} of {held} bytes ({meter.kind}): it was stopped"
+        )
+        self._give_back()
+
+    def _leave(self, phase: Literal["stopped", "failed"], **fields: Any) -> None:
+        self.change(
+            phase=phase,
+            goal="stopped",
+            process=None,
+            url=None,
+            directory=None,
+            version=None,
+            loaded=None,
+            **fields,
+        )
+
+    def _fail(self, why: str) -> None:
+        self._end()
+        message = f"the engine failed: {why}"
+        self._leave("failed", last_error=message)
+        raise ProcessDiedError(message)
+
+    def last_words(self) -> str:
+        """The end of the engine's log, for a message."""
+        log = self.directory / "engine.log"
+        try:
+            lines = log.read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        said = "\n".join(line for line in lines[-20:] if line.strip())
+        return f"Its last words ({log}):\n{said}" if said else f"It said nothing ({log})"
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _is_taken(url: str | None) -> bool:
+    """Whether somebody else has come to listen at the address meanwhile."""
+    host, _, port = (url or "").removeprefix("http://").rpartition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except OSError:
+        return True
+    return False

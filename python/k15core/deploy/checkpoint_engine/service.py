@@ -1,0 +1,132 @@
+"""The checkpoint engine over HTTP, with JSON bodies; docs/engines.md has the calls."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from k15core.deploy.checkpoint_engine.engine import CheckpointEngine
+from k15core.deploy.checkpoint_engine.state import State
+from k15core.errors import Error, InvalidInputError, ProcessDiedError
+
+MAX_BODY = 1 << 20
+CALLS = ("start", "update", "drain", "release", "stop")
+
+
+class Service:
+    """Serves `engine` at `host`:`port` (0: one that is free) once `serve` is called."""
+
+    def __init__(
+        self,
+        engine: CheckpointEngine,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        weights: str | None = None,
+    ) -> None:
+        handler = type("Handler", (_Handler,), {"engine": engine, "weights": weights})
+        self._server = ThreadingHTTPServer((host, port), handler)
+        self._server.daemon_threads = True  # a call that waits must not hold up the end
+        self.url = f"http://{host}:{self._server.server_address[1]}"
+
+    def serve(self) -> None:
+        """Answer until `shutdown` is called from another thread."""
+        with self._server:
+            self._server.serve_forever(poll_interval=0.1)
+
+    def shutdown(self) -> None:
+        """End `serve`."""
+        self._server.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    engine: CheckpointEngine
+    weights: str | None
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # between requests of a connection; a call may take longer
+
+    def do_GET(self) -> None:
+        """`/state` and `/health`."""
+        if self.path == "/state":
+            self._say(200, describe(self.engine.state()))
+        elif self.path == "/health":
+            state = self.engine.state()
+            failed = state.phase == "failed"
+            answer = {"phase": state.phase, "engine_answers": self.engine.is_healthy()}
+            self._say(503 if failed else 200, answer)
+        else:
+            self._say(404, _error("InvalidInputError", f"{self.path}: expected /state or /health"))
+
+    def do_POST(self) -> None:
+        """`/start`, `/update`, `/drain`, `/release`, `/stop`."""
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY:
+            self.close_connection = True
+            self._say(413, _error("InvalidInputError", f"a body of {length} bytes: {MAX_BODY} fit"))
+            return
+        content = self.rfile.read(int(length))
+        try:
+            self._say(200, describe(self._call(self.path.removeprefix("/"), content)()))
+        except InvalidInputError as error:
+            self._say(400, _error("InvalidInputError", str(error)))
+        except ProcessDiedError as error:
+            self._say(502, _error("ProcessDiedError", str(error)))
+        except (Error, OSError) as error:
+            self._say(500, _error(type(error).__name__, str(error)))
+
+    def _call(self, name: str, content: bytes) -> Callable[[], State]:
+        if name not in CALLS:
+            raise InvalidInputError(f"/{name}: expected one of {', '.join(CALLS)}")
+        try:
+            body = json.loads(content) if content else {}
+        except ValueError as error:
+            raise InvalidInputError(f"the body: expected JSON: {error}") from None
+        fields = {"directory", "version"} if name == "update" else set()
+        if not isinstance(body, dict) or not body.keys() <= fields:
+            expected = "an object of directory and version" if fields else "none, or {}"
+            raise InvalidInputError(f"the body of /{name}: expected {expected}")
+        if name != "update":
+            method: Callable[[], State] = getattr(self.engine, name)
+            return method
+        directory, version = body.get("directory", self.weights), body.get("version")
+        if not isinstance(directory, str) or not directory.startswith("/"):
+            raise InvalidInputError(f"directory = {directory!r}: expected an absolute path")
+        if type(version) is not int or version < 0:
+            raise InvalidInputError(f"version = {version!r}: expected a count, at least 0")
+        return lambda: self.engine.update(directory, version)
+
+    def _say(self, status: int, answer: dict[str, Any]) -> None:
+        content = json.dumps(answer).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class's name
+        """Say nothing: states are told by the observer."""
+
+
+def describe(state: State) -> dict[str, Any]:
+    """A state as it is answered. `version` is that of the weights it serves with, else null."""
+    return {
+        "phase": state.phase,
+        "goal": state.goal,
+        "since": state.since,
+        "version": state.loaded if state.phase in ("serving", "draining", "drained") else None,
+        "directory": state.directory,
+        "pid": state.process.pid if state.process else None,
+        "url": state.url if state.process else None,
+        "incarnation": state.incarnation,
+        "memory": asdict(state.memory) if state.memory else None,
+        "last_error": state.last_error,
+        "sidecar_pid": os.getpid(),
+    }
+
+
+def _error(kind: str, message: str) -> dict[str, Any]:
+    return {"error": {"kind": kind, "message": message}}

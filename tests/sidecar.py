@@ -1,0 +1,123 @@
+"""A checkpoint engine over the tiny engine, as a process that kills or is killed where it is told.
+
+`sidecar.py DIRECTORY PORT RELEASE KILLS`: KILLS is a list of `WHO:PHASE`, each done once, the first
+time that the phase is entered; WHO is sidecar, engine or both. `sidecar:launched` is the moment
+between the start of the engine's process and the note of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from k15core.deploy.checkpoint_engine import CheckpointEngine, Service, State, process
+from k15core.errors import InvalidInputError, ProcessDiedError
+
+TINY = Path(__file__).with_name("tiny_engine.py")
+
+
+class TinyEngine:
+    """How the tiny engine is started and spoken to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def command(self, url: str) -> list[str]:
+        places = (self.directory / "device", self.directory / "trace")
+        return [sys.executable, "-S", "-E", str(TINY), url, *map(str, places)]
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def is_healthy(self, url: str) -> bool:
+        try:
+            return bool(ask(url, None)["takes_requests"])
+        except (ProcessDiedError, InvalidInputError):
+            return False
+
+    def version(self, url: str) -> int | None:
+        version: int | None = ask(url, None)["version"]
+        return version
+
+    def update(self, url: str, directory: str, version: int) -> None:
+        ask(f"{url}/update", {"directory": directory, "version": version})
+
+    def drain(self, url: str) -> None:
+        ask(f"{url}/drain", {})
+
+    def resume(self, url: str) -> None:
+        ask(f"{url}/resume", {})
+
+    def sleep(self, url: str) -> None:
+        ask(f"{url}/sleep", {})
+
+    def wake(self, url: str) -> None:
+        ask(f"{url}/wake", {})
+
+
+def ask(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+            return dict(json.loads(answer.read()))
+    except urllib.error.HTTPError as error:
+        with error:
+            raise InvalidInputError(json.loads(error.read())["error"]) from None
+    except (OSError, ValueError) as error:
+        raise ProcessDiedError(f"the tiny engine at {url}: {error}") from error
+
+
+class Killer:
+    """Does what KILLS says; what was done is kept in files, as it may be done to ourselves."""
+
+    def __init__(self, directory: Path, kills: list[str]) -> None:
+        self.directory, self.kills = directory, kills
+
+    def __call__(self, state: State) -> None:
+        self.strike(state.phase, state.process.pid if state.process else None)
+
+    def strike(self, moment: str, pid: int | None) -> None:
+        for kill in self.kills:
+            who, when = kill.split(":")
+            if when != moment or (who != "sidecar" and pid is None):
+                continue
+            try:
+                (self.directory / f"killed:{kill}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            if who != "sidecar" and pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            if who != "engine":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def launching(self, launch: Callable[..., Any]) -> Callable[..., Any]:
+        def launched(*arguments: Any, **options: Any) -> Any:
+            child = launch(*arguments, **options)
+            self.strike("launched", None)
+            return child
+
+        return launched
+
+
+def main() -> None:
+    directory, port, release, *kills = sys.argv[1:]
+    killer = Killer(Path(directory), kills)
+    process.launch = killer.launching(process.launch)
+    program = TinyEngine(Path(directory))
+    with CheckpointEngine(
+        program, directory, release=release, grace_seconds=5, observer=killer
+    ) as engine:
+        service = Service(engine, port=int(port), weights=f"{directory}/weights")
+        (Path(directory) / "url").write_text(service.url)
+        service.serve()
+
+
+if __name__ == "__main__":
+    main()
