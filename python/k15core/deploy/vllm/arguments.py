@@ -25,6 +25,9 @@ EXTENSION = "k15core.deploy.vllm.worker.WorkerExtension"
 LARGEST_CPU_CACHE = 4 << 30
 """Bytes of KV cache that vLLM gets on a CPU unless the caller says otherwise."""
 
+UNKNOWN = "default"
+"""What vLLM calls weights that nobody named."""
+
 LoadFormat = Literal["directory", "dummy"]
 
 
@@ -171,3 +174,8 @@ def command_line(arguments: Mapping[str, Any]) -> list[str]:
         else:
             words += [f"--{option}", str(value)]
     return words
+
+
+def version_of(label: str) -> int | None:
+    """The number in vLLM's label of a weight version; None where nobody has set one."""
+    return None if label == UNKNOWN else int(label)

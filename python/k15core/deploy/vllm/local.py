@@ -7,15 +7,12 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from k15core.deploy.vllm.arguments import set_environment
+from k15core.deploy.vllm.arguments import UNKNOWN, set_environment, version_of
 from k15core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-UNKNOWN = "default"
-"""vLLM's own version of weights that nobody named."""
 
 
 class LocalEngine:
@@ -125,11 +122,6 @@ class LocalEngine:
         destroy_distributed_environment()
         del engine
         gc.collect()
-
-
-def version_of(label: str) -> int | None:
-    """The number in vLLM's label of a weight version; None where nobody has set one."""
-    return None if label == UNKNOWN else int(label)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ through the same steps again. Addresses stay, so that captured graphs remain val
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from vllm.model_executor.model_loader.reload import (
 from k15core.deploy.shared_weights import SharedWeights
 from k15core.deploy.vllm.arguments import BACKEND
 from k15core.deploy.vllm.buckets import on_device
+from k15core.deploy.vllm.launch import SERVER_PID, end_group_with
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +97,9 @@ def pack_tied_layers(model: nn.Module) -> None:
 class WorkerExtension:
     """What vLLM mixes into its worker class. Naming it loads this module, which is all it does."""
 
+
+if os.environ.get(SERVER_PID) == str(os.getpgrp()):  # not on another node
+    end_group_with(os.getpgrp())
 
 if BACKEND not in WeightTransferEngineFactory._registry:  # an engine was here before
     WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)

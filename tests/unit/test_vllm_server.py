@@ -1,0 +1,142 @@
+"""The handle on a server process, over a stand-in that answers like vLLM's control paths.
+
+What vLLM itself does is tested in tests/peers/vllm.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from k15core.deploy.vllm.control import VllmControl
+from k15core.deploy.vllm.server import VllmServer, _members
+from k15core.errors import InvalidInputError, ProcessDiedError
+
+DEADLINE = 60.0
+
+# A program in the place of the interpreter: it gets `-m k15core.deploy.vllm.launch SOCKET …`.
+STAND_IN = """#!{python}
+import os, socket, subprocess, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+if {ends}:
+    sys.exit("no such model")
+from k15core.deploy.vllm.launch import end_group_at_eof
+if int(sys.argv[4]) >= 0:
+    end_group_at_eof(int(sys.argv[4]))
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+server = HTTPServer(("127.0.0.1", 0), Answer, bind_and_activate=False)
+server.socket = socket.socket(fileno=int(sys.argv[3]))
+server.server_activate()
+server.serve_forever()
+"""
+
+
+def stand_in(folder: Path, *, ends: bool = False) -> str:
+    path = folder / f"python-{ends}"
+    path.write_text(STAND_IN.format(python=sys.executable, ends=ends))
+    path.chmod(0o755)
+    return str(path)
+
+
+def server(folder: Path, **settings: object) -> VllmServer:
+    program = stand_in(folder, ends=bool(settings.pop("ends", False)))
+    return VllmServer({}, log=folder / "vllm.log", python=program, **settings)
+
+
+def wait_until(done: object) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_is_started_found_again_and_ended_with_its_children(tmp_path: Path) -> None:
+    ours = server(tmp_path)
+    process = ours.start()
+    assert ours.start() == process
+    ours.wait_healthy(seconds=DEADLINE)
+    assert len(_members(process.pid, process.started)) == 2
+    other = server(tmp_path)
+    assert other.adopt(process)
+    assert other.is_healthy()
+    ours.stop(seconds=DEADLINE)
+    assert not _members(process.pid, process.started)
+    assert not other.is_alive()
+    assert not other.adopt(process)
+    ours.stop()
+    ours.kill()
+
+
+def test_a_killed_server_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
+    ours = server(tmp_path)
+    first = ours.start()
+    ours.wait_healthy(seconds=DEADLINE)
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: not ours.is_alive())
+    with pytest.raises(ProcessDiedError, match="does not answer GET /weight_info"):
+        ours.version()
+    second = ours.start()
+    assert second.pid != first.pid
+    assert not _members(first.pid, first.started)
+    ours.wait_healthy(seconds=DEADLINE)
+    ours.kill()
+    assert not _members(second.pid, second.started)
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_a_server_ends_with_its_owner_unless_it_shall_outlive_it(
+    tmp_path: Path, outlives: bool
+) -> None:
+    program = stand_in(tmp_path)
+    script = (
+        "import sys, threading; from k15core.deploy.vllm.server import VllmServer\n"
+        f"s = VllmServer({{}}, log={str(tmp_path / 'log')!r}, python={program!r}, "
+        f"outlives={outlives})\n"
+        "t = threading.Thread(target=s.start); t.start(); t.join()\n"  # the thread is not the owner
+        f"s.wait_healthy(seconds={DEADLINE}); p = s.process\n"
+        "print(p.pid, p.started, p.url, flush=True); sys.stdin.read()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    pid, started, url = owner.stdout.readline().split()
+    assert VllmControl(url).is_healthy(seconds=DEADLINE)
+    owner.kill()
+    owner.wait()
+    owner.stdin.close()
+    owner.stdout.close()
+    if outlives:
+        assert VllmControl(url).is_healthy(seconds=DEADLINE)
+        assert len(_members(int(pid), int(started))) == 2
+        os.killpg(int(pid), signal.SIGKILL)
+    wait_until(lambda: not _members(int(pid), int(started)))
+
+
+def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
+    ours = server(tmp_path, ends=True)
+    ours.start()
+    with pytest.raises(ProcessDiedError, match=r"ended while it started.*no such model"):
+        ours.wait_healthy(seconds=DEADLINE)
+    assert not ours.is_alive()
+    ours.kill()
+    absent = VllmServer({}, log=tmp_path / "log", python=str(tmp_path / "absent"))
+    with pytest.raises(InvalidInputError, match="absent"):
+        absent.start()
+    elsewhere = server(tmp_path, host="192.0.2.1")
+    with pytest.raises(InvalidInputError, match=r"host = '192\.0\.2\.1'"):
+        elsewhere.start()
+    with pytest.raises(ProcessDiedError, match="was not started"):
+        elsewhere.version()
+    with pytest.raises(InvalidInputError, match="expected http://HOST:PORT"):
+        VllmControl("localhost:3")
