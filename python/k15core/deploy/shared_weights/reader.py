@@ -132,7 +132,7 @@ class WeightReader:
         file, manifest = self._hold(version)
         try:
             size = os.fstat(file).st_size
-            if size < manifest.bytes:
+            if size < max(manifest.bytes, 1):
                 raise CorruptionError(
                     f"{self.directory / manifest.buffer}: {size} bytes, though {FILE} says "
                     f"{manifest.bytes}"
@@ -221,10 +221,8 @@ class WeightReader:
 
 
 def _map_privately(file: int, size: int) -> mmap.mmap:
-    if size == 0:  # which cannot be mapped: memory of our own stands for it
-        return mmap.mmap(-1, 1)
     flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-    return mmap.mmap(file, size, flags=flags, prot=prot)
+    return mmap.mmap(file, max(size, 1), flags=flags, prot=prot)
 
 
 def _verify(mapping: mmap.mmap, manifest: Manifest, directory: Path) -> None:

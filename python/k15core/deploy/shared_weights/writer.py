@@ -97,7 +97,7 @@ class WeightWriter:
         try:
             if total_bytes is None:
                 total_bytes = last.bytes if last is not None else 0
-            self._reserve(buffer, total_bytes, version)
+            self._reserve(buffer, max(total_bytes, 1), version)  # what is empty cannot be mapped
             manifest = self._copy_all(tensors, buffer, version)
             self._rename_into_place(manifest)
         finally:
@@ -204,7 +204,7 @@ class WeightWriter:
                     f"{max(1, wanted - held - free)} bytes are missing",
                 ) from error
             have = wanted
-        if have and (buffer not in self._mappings or len(self._mappings[buffer]) < have):
+        if buffer not in self._mappings or len(self._mappings[buffer]) < have:
             self._mappings[buffer] = mmap.mmap(file, have)
 
     def _rename_into_place(self, manifest: Manifest) -> None:
