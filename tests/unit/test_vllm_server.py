@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from k15core.deploy.vllm.control import VllmControl
+from k15core.deploy.vllm.launch import listen_at
+from k15core.deploy.vllm.program import VllmProgram
 from k15core.deploy.vllm.server import VllmServer, _members
 from k15core.errors import InvalidInputError, ProcessDiedError
 
@@ -49,7 +51,7 @@ def stand_in(folder: Path, *, ends: bool = False) -> str:
 
 def server(folder: Path, **settings: object) -> VllmServer:
     program = stand_in(folder, ends=bool(settings.pop("ends", False)))
-    return VllmServer({}, log=folder / "vllm.log", python=program, **settings)
+    return VllmServer(VllmProgram({}, python=program), log=folder / "vllm.log", **settings)
 
 
 def wait_until(done: object) -> None:
@@ -99,8 +101,9 @@ def test_a_server_ends_with_its_owner_unless_it_shall_outlive_it(
     program = stand_in(tmp_path)
     script = (
         "import sys, threading; from k15core.deploy.vllm.server import VllmServer\n"
-        f"s = VllmServer({{}}, log={str(tmp_path / 'log')!r}, python={program!r}, "
-        f"outlives={outlives})\n"
+        "from k15core.deploy.vllm.program import VllmProgram\n"
+        f"program = VllmProgram({{}}, python={program!r})\n"
+        f"s = VllmServer(program, log={str(tmp_path / 'log')!r}, outlives={outlives})\n"
         "t = threading.Thread(target=s.start); t.start(); t.join()\n"  # the thread is not the owner
         f"s.wait_healthy(seconds={DEADLINE}); p = s.process\n"
         "print(p.pid, p.started, p.url, flush=True); sys.stdin.read()"
@@ -130,7 +133,8 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
         ours.wait_healthy(seconds=DEADLINE)
     assert not ours.is_alive()
     ours.kill()
-    absent = VllmServer({}, log=tmp_path / "log", python=str(tmp_path / "absent"))
+    program = VllmProgram({}, python=str(tmp_path / "absent"))
+    absent = VllmServer(program, log=tmp_path / "log")
     with pytest.raises(InvalidInputError, match="absent"):
         absent.start()
     elsewhere = server(tmp_path, host="192.0.2.1")
@@ -140,3 +144,21 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
         elsewhere.version()
     with pytest.raises(InvalidInputError, match="expected http://HOST:PORT"):
         VllmControl("localhost:3")
+
+
+def test_the_programs_environment_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    program = VllmProgram(
+        {"max_model_len": 9}, extra=("--seed", "1"), environment={"A": "b"}, python="py"
+    )
+    wanted = program.environment()
+    assert "OMP_NUM_THREADS" not in wanted
+    assert (wanted["A"], wanted["VLLM_SERVER_DEV_MODE"]) == ("b", "1")
+    assert wanted["PYTHONPATH"].endswith(f"python{os.pathsep}/elsewhere")
+    words = program.command("http://127.0.0.1:81")
+    assert words[:5] == ["py", "-m", "k15core.deploy.vllm.launch", "127.0.0.1:81", "-1"]
+    assert words[-4:] == ["--max-model-len", "9", "--seed", "1"]
+    number = listen_at("127.0.0.1:0").detach()
+    with listen_at(str(number)) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"

@@ -50,8 +50,8 @@ class VllmControl:
         """Load weights from shared memory into every worker and call them `version`.
 
         Requests that run are aborted, and no KV block of older weights is left. `published` is what
-        the directory's manifest must say, None takes what is there. Raises Error where vLLM could
-        not load them; it then has weights without a version, and waits for others.
+        the directory's manifest must say, None takes what is there. Raises InvalidInputError where
+        vLLM could not load them; it then has weights without a version, and waits for others.
         """
         self.call("POST", "/pause", query={"mode": "abort"})
         self.forget_version()
@@ -96,7 +96,11 @@ class VllmControl:
         query: Mapping[str, str] | None = None,
         seconds: float | None = None,
     ) -> Any:
-        """One call; its JSON answer, or None. Raises ProcessDiedError where nobody answers."""
+        """One call; its JSON answer, or None.
+
+        Raises ProcessDiedError where nobody answers, InvalidInputError, with vLLM's words, where it
+        refuses.
+        """
         where = path + (f"?{urlencode(query)}" if query else "")
         connection = http.client.HTTPConnection(
             self.host, self.port, timeout=self.seconds if seconds is None else seconds
@@ -113,7 +117,7 @@ class VllmControl:
         finally:
             connection.close()
         if answer.status != 200:
-            raise Error(
+            raise InvalidInputError(
                 f"vLLM at {self.url} answers {method} {path} with {answer.status}: "
                 f"{text.decode(errors='replace')[:500]}"
             )

@@ -7,25 +7,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import k15core
 from k15core.deploy.shared_weights.directory import start_time
-from k15core.deploy.vllm.arguments import command_line, set_environment
-from k15core.deploy.vllm.control import VllmControl
 from k15core.errors import InvalidInputError, ProcessDiedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from k15core.deploy.vllm.control import VllmControl
+    from k15core.deploy.vllm.program import VllmProgram
 
 POLL_SECONDS = 0.05
-
-SERVER_ARGUMENTS = {"enable_scale_out": True, "disable_uvicorn_access_log": True}
-"""Token ids in and out are served under vLLM's scale-out paths only."""
 
 LOG_TAIL = 1500
 """Characters of the log that a message about a start that failed quotes."""
@@ -42,37 +36,26 @@ class ServerProcess:
 
 
 class VllmServer:
-    """A handle on one vLLM server process (vLLM 0.32.0), which it starts, or adopts.
+    """A handle on one vLLM server process, which it starts, or adopts.
 
-    `arguments` are those of `engine_arguments`, and any others of vLLM's command line by the same
-    names: they are passed through untouched. `host` and `port` are where it listens (port 0 takes
-    a free one). Its output goes to the file `log`. `environment` is put over this process's own.
-    `python` is the interpreter of the environment that has vLLM.
-
-    The server ends when this process ends, however it ends, unless `outlives`: then it stays, and
-    `adopt` takes it over. It leads a process group of its own, which `kill` ends as a whole.
+    `host` and `port` are where it listens (port 0 takes a free one). Its output goes to the file
+    `log`. The server ends when this process ends, however it ends, unless `outlives`: then it
+    stays, and `adopt` takes it over. It leads a process group of its own, which `kill` ends as a
+    whole.
     """
 
     def __init__(
         self,
-        arguments: Mapping[str, Any],
+        program: VllmProgram,
         *,
         log: str | Path,
-        device: str = "cpu",
         host: str = "127.0.0.1",
         port: int = 0,
-        environment: Mapping[str, str] | None = None,
-        python: str | None = None,
         outlives: bool = False,
-        call_seconds: float = 600.0,
     ) -> None:
-        self.arguments = dict(arguments)
+        self.program = program
         self.log = Path(log)
-        self._device, self._host, self._port = device, host, port
-        self._environment = dict(environment or {})
-        self._python = python or sys.executable
-        self._outlives = outlives
-        self._call_seconds = call_seconds
+        self._host, self._port, self._outlives = host, port, outlives
         self._child: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
         self.process: ServerProcess | None = None
@@ -100,7 +83,7 @@ class VllmServer:
             except OSError as error:
                 if writing >= 0:
                     os.close(writing)
-                raise InvalidInputError(f"python = {self._python!r}: {error}") from error
+                raise InvalidInputError(f"python: {error}, expected an interpreter") from error
             finally:
                 if reading >= 0:
                     os.close(reading)
@@ -144,7 +127,7 @@ class VllmServer:
         """Its HTTP control calls."""
         if self.process is None:
             raise ProcessDiedError("vLLM was not started")
-        return VllmControl(self.process.url, seconds=self._call_seconds)
+        return self.program.control(self.process.url)
 
     def version(self) -> int | None:
         """Of the weights that it samples with; None for dummy ones."""
@@ -201,26 +184,11 @@ class VllmServer:
         self.process = self._child = None
 
     def _spawn(self, listening: int, lifeline: int) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **self._environment}
-        environment["VLLM_SERVER_DEV_MODE"] = "1"
-        environment.setdefault("VLLM_LOGGING_LEVEL", "INFO")
-        set_environment(self._device, environment)
-        # The workers import k15core, which their environment may not have.
-        home = str(Path(k15core.__file__).parents[1])
-        paths = [home, *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [
-                    self._python,
-                    "-m",
-                    "k15core.deploy.vllm.launch",
-                    str(listening),
-                    str(lifeline),
-                    *command_line({**SERVER_ARGUMENTS, **self.arguments}),
-                ],
-                env=environment,
+                self.program.inheriting(listening, lifeline),
+                env={**os.environ, **self.program.environment()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
