@@ -29,16 +29,16 @@ class TinyEngine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def command(self, url: str) -> list[str]:
+    def command(self, listening: int) -> list[str]:
         places = (self.directory / "device", self.directory / "trace")
-        return [sys.executable, "-S", "-E", str(TINY), url, *map(str, places)]
+        return [sys.executable, "-S", "-E", str(TINY), str(listening), *map(str, places)]
 
     def environment(self) -> dict[str, str]:
         return {}
 
     def is_healthy(self, url: str) -> bool:
         try:
-            return bool(ask(url, None)["takes_requests"])
+            return bool(ask(url, None, seconds=1)["takes_requests"])
         except (ProcessDiedError, InvalidInputError):
             return False
 
@@ -46,8 +46,9 @@ class TinyEngine:
         version: int | None = ask(url, None)["version"]
         return version
 
-    def update(self, url: str, directory: str, version: int) -> None:
-        ask(f"{url}/update", {"directory": directory, "version": version})
+    def update(self, url: str, directory: str, version: int, published: int) -> None:
+        weights = {"directory": directory, "version": version, "published": published}
+        ask(f"{url}/update", weights)
 
     def drain(self, url: str) -> None:
         ask(f"{url}/drain", {})
@@ -62,10 +63,10 @@ class TinyEngine:
         ask(f"{url}/wake", {})
 
 
-def ask(url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def ask(url: str, body: dict[str, Any] | None, *, seconds: float = 600) -> dict[str, Any]:
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=seconds) as answer:
             return dict(json.loads(answer.read()))
     except urllib.error.HTTPError as error:
         with error:

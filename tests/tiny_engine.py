@@ -1,4 +1,4 @@
-"""The engine of the checkpoint engine's tests: `tiny_engine.py URL DEVICE TRACE`, Python alone.
+"""The engine of the checkpoint engine's tests: `tiny_engine.py SOCKET DEVICE TRACE`, Python alone.
 
 It is what the state machine needs of a server, for real: a process with a worker below it, which
 hold a device (a lock that only one engine can hold), memory that sleep gives back, weights that are
@@ -10,13 +10,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-URL, DEVICE, TRACE = sys.argv[1], sys.argv[2], sys.argv[3]
+LISTENING, DEVICE, TRACE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 BALLAST = 96 << 20
 
 
@@ -59,11 +60,11 @@ class Handler(BaseHTTPRequestHandler):
         except (OSError, ValueError) as error:
             self.say(400, {"error": f"weights directory {wanted['directory']}: {error}"})
             return
-        if version != wanted["version"]:
-            self.say(400, {"error": f"version {wanted['version']} is not there, {version} is"})
+        if version != wanted["published"]:
+            self.say(400, {"error": f"version {wanted['published']} is not there, {version} is"})
             return
-        Server.version, Server.takes_requests = version, True
-        tell(f"serve {version}")
+        Server.version, Server.takes_requests = wanted["version"], True
+        tell(f"serve {Server.version}")
         self.say(200, {})
 
     def say(self, status: int, answer: dict[str, Any]) -> None:
@@ -87,5 +88,7 @@ if os.fork() == 0:  # a worker, which holds the device too and does not end with
     threading.Event().wait()
 Server.ballast = bytearray(b"w") * BALLAST
 tell("start")
-host, _, port = URL.removeprefix("http://").rpartition(":")
-ThreadingHTTPServer((host, int(port)), Handler).serve_forever()
+server = ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
+server.socket.close()
+server.socket = socket.socket(fileno=LISTENING)
+server.serve_forever()

@@ -26,6 +26,7 @@ from k15core.deploy.checkpoint_engine import (
     State,
     process,
 )
+from k15core.deploy.shared_weights.manifest import Manifest, encode
 from k15core.errors import ConflictError, CorruptionError, InvalidInputError, ProcessDiedError
 
 SIDECAR = Path(__file__).parents[1] / "sidecar.py"
@@ -100,11 +101,11 @@ def engine(room: Path) -> Iterator[CheckpointEngine]:
 
 
 def publish(directory: Path, version: int) -> str:
-    """A manifest as a writer of weights leaves it, without the weights."""
+    """A manifest as a writer of weights leaves it, of no weights."""
     weights = directory / "weights"
     weights.mkdir(exist_ok=True)
     fresh = weights / "fresh"
-    fresh.write_text(json.dumps({"manifest": {"version": version}}))
+    fresh.write_bytes(encode(Manifest(version, "buffer-0", 0, ())))
     fresh.rename(weights / "manifest.json")
     return str(weights)
 
@@ -207,12 +208,15 @@ def test_weights_that_are_not_there_are_refused_and_the_engine_lives(
         engine.update(weights, 1)
     engine.start()
     with pytest.raises(InvalidInputError, match="version 2 is not there, 1 is"):
-        engine.update(weights, 2)
+        engine.update(weights, 2, published=2)
     state = engine.state()
     assert (state.phase, state.loaded) == ("started", None)
     assert "version 2" in (state.last_error or "")
-    served = engine.update(weights, 1)
-    assert (served.phase, served.loaded, served.last_error) == ("serving", 1, None)
+    with pytest.raises(InvalidInputError, match="no version of weights is there"):
+        engine.update(str(room), 1)
+    served = engine.update(weights, 5)
+    assert (served.phase, served.loaded, served.last_error) == ("serving", 5, None)
+    assert served.published == 1
     assert served.incarnation == 1
 
 
@@ -233,17 +237,15 @@ def test_a_publisher_that_is_gone_leaves_an_engine_that_can_be_updated_later(
 
 def test_an_engine_that_ends_at_its_start_fails_with_its_last_words(room: Path) -> None:
     class Wrong(TinyEngine):
-        def command(self, url: str) -> list[str]:
-            return [sys.executable, "-c", f"import sys; sys.exit('no such option: ' + '{url}')"]
+        def command(self, listening: int) -> list[str]:
+            return [sys.executable, "-c", f"import sys; sys.exit('no such option: {listening}')"]
 
     with CheckpointEngine(Wrong(room), room) as engine:
-        with pytest.raises(
-            ProcessDiedError, match=r"(?s)ended with code 1 .*no such option: http://127"
-        ):
+        with pytest.raises(ProcessDiedError, match=r"(?s)ended with code 1 .*no such option: \d"):
             engine.start()
         assert engine.state().phase == "failed"
         with pytest.raises(ProcessDiedError, match="Expected `start` first"):
-            engine.update("/weights", 1)
+            engine.update("/weights", 1, published=1)
         assert engine.stop().phase == "stopped"
 
 

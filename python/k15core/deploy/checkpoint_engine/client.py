@@ -7,6 +7,7 @@ import json
 import time
 import urllib.parse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from k15core.errors import Error, InvalidInputError, ProcessDiedError
@@ -70,9 +71,18 @@ class CheckpointEngineClient:
         """Have the engine run, on whatever weights; nothing if it does."""
         return EngineState(**self._call("POST", "start"))
 
-    def update(self, directory: str | None, version: int) -> EngineState:
-        """Have it serve with `version` of the weights in `directory` (None: the sidecar's own)."""
-        body = {"version": version} | ({} if directory is None else {"directory": str(directory)})
+    def update(
+        self, directory: str | Path | None, version: int, *, published: int | None = None
+    ) -> EngineState:
+        """Have it serve with the weights in `directory` (None: the sidecar's own) as `version`.
+
+        `published` is the version by which they are published there; None takes what is there now.
+        """
+        body: dict[str, Any] = {"version": version}
+        if directory is not None:
+            body["directory"] = str(directory)
+        if published is not None:
+            body["published"] = published
         return EngineState(**self._call("POST", "update", body))
 
     def drain(self) -> EngineState:

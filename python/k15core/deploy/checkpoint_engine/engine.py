@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from k15core.deploy.checkpoint_engine import process
-from k15core.deploy.checkpoint_engine.machine import Machine, Release
+from k15core.deploy.checkpoint_engine.machine import NO_WEIGHTS, Machine, Release
 from k15core.deploy.checkpoint_engine.program import EngineProgram
 from k15core.deploy.checkpoint_engine.state import Phase, State
+from k15core.deploy.shared_weights.manifest import read_manifest
 from k15core.errors import ConflictError, Error, InvalidInputError, ProcessDiedError
 
 
@@ -83,23 +84,26 @@ class CheckpointEngine:
         def change(state: State) -> dict[str, Any]:
             if state.goal in ("serving", "drained") and state.version is not None:
                 return {"goal": "serving"}
-            return {"goal": "started", "directory": None, "version": None, "last_error": None}
+            return {"goal": "started", "last_error": None, **NO_WEIGHTS}
 
         return self._ask("start", change, "started", "serving")
 
-    def update(self, directory: str, version: int) -> State:
-        """Have it serve with `version` of the weights published in `directory`.
+    def update(self, directory: str, version: int, *, published: int | None = None) -> State:
+        """Have it serve with the weights published in `directory`, and call them `version`.
 
+        `published` is the version by which they are published there; None takes what is there now.
         Raises InvalidInputError where it was not started, or where the engine refuses the weights:
         it is "started" then, without weights, unless it could keep those that it had.
         """
+        if published is None:
+            published = _published(directory)
+        weights = {"directory": directory, "version": version, "published": published}
 
         def change(state: State) -> dict[str, Any]:
             if state.phase == "failed":
                 raise ProcessDiedError(f"update: {state.last_error}. Expected `start` first")
             _expect_up("update", state)
-            weights = {"directory": directory, "version": version, "loaded": None}
-            return {"goal": "serving", "last_error": None, **weights}
+            return {"goal": "serving", "last_error": None, "loaded": None, **weights}
 
         return self._ask("update", change, "serving")
 
@@ -229,6 +233,14 @@ def _expect_up(call: str, state: State) -> None:
         raise InvalidInputError(
             f"{call}: the engine is {state.phase}: expected `start` first, which takes its memory"
         )
+
+
+def _published(directory: str) -> int:
+    """The version that a directory has now. A restarted engine must not take a later one for it."""
+    manifest = read_manifest(Path(directory))
+    if manifest is None:
+        raise InvalidInputError(f"directory = {directory!r}: no version of weights is there")
+    return manifest.version
 
 
 def _be_the_only_one(path: Path) -> int:

@@ -13,7 +13,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,8 @@ DEATHS = 3
 
 SLEEP_SHARE = 0.25
 """What a sleeping engine may still hold of what it held awake. One that holds more is stopped."""
+
+NO_WEIGHTS = {"directory": None, "version": None, "published": None, "loaded": None}
 
 LOOK_SECONDS = 0.05
 """Between two looks at whether a server that is starting answers."""
@@ -133,7 +135,7 @@ class Machine:
                 self.change(phase="started")
         elif state.goal != "started" and state.version != state.loaded:
             self.change(phase="updating")
-            self._update(url, state.directory or "", state.version or 0)
+            self._update(url)
         elif state.goal == "drained" and state.phase != "drained":
             self.change(phase="draining")
             if self._call(self.program.drain, url):
@@ -148,20 +150,54 @@ class Machine:
     def _call(self, function: Callable[[str], None], url: str) -> bool:
         """Call the server; False where it is gone. One that does not answer is ended."""
         try:
-            function(url)
+            with self._watched():
+                function(url)
         except ProcessDiedError as error:
             self._lose(error)
             return False
         return True
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """While a call is under way: if its process dies, end what that leaves.
+
+        Workers may hold the socket that the call waits on, and nobody would ever answer.
+        """
+        pidfd, done = self.watch(), os.eventfd(0, os.EFD_CLOEXEC)
+
+        def look() -> None:
+            waits = select.poll()
+            for file in (done, pidfd):
+                if file is not None:
+                    waits.register(file, select.POLLIN)
+            if all(file != done for file, _ in waits.poll()):
+                process.end(self.mark, grace_seconds=0, leader=self.state.process)
+
+        watcher = threading.Thread(target=look, name="engine-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            os.eventfd_write(done, 1)
+            watcher.join()
+            for file in (done, pidfd):
+                if file is not None:
+                    os.close(file)
 
     def _lose(self, error: Error) -> None:
         if self._is_alive() and self.state.goal not in ("stopped", "asleep"):
             self._end()
         self.change(last_error=str(error))
 
-    def _update(self, url: str, directory: str, version: int) -> None:
+    def _update(self, url: str) -> None:
+        directory, version, published = (
+            self.state.directory or "",
+            self.state.version or 0,
+            self.state.published or 0,
+        )
         try:
-            self.program.update(url, directory, version)
+            with self._watched():
+                self.program.update(url, directory, version, published)
         except ProcessDiedError as error:
             self._lose(error)
         except Error as error:
@@ -171,13 +207,16 @@ class Machine:
                 phase="started" if has is None else "serving",
                 directory=None,
                 version=has,
+                published=None,
                 loaded=has,
                 last_error=str(error),
             )
             raise
         else:
-            if self.state.version == version and self.state.directory == directory:
-                self.change(phase="serving", loaded=version)
+            with self.changed:
+                now = (self.state.directory, self.state.version, self.state.published)
+                if now == (directory, version, published):
+                    self.change(phase="serving", loaded=version)
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + self.start_seconds
@@ -214,12 +253,7 @@ class Machine:
             return True
         how = "" if code is None else f" by signal {-code}" if code < 0 else f" with code {code}"
         said = f"the engine process {state.process.pid} ended{how} while {state.phase}"
-        if (
-            state.phase == "starting"
-            and code is not None
-            and code >= 0
-            and not _is_taken(state.url)
-        ):
+        if state.phase == "starting" and code is not None and code >= 0:
             self._fail(f"{said}. {self.last_words()}")
         self._end()
         self.change(process=None, loaded=None, last_error=said)
@@ -234,7 +268,12 @@ class Machine:
                 self.change(process=found[0], url=url)
                 return
         self._end()
-        url = f"http://{self.host}:{_free_port(self.host)}"
+        with socket.create_server((self.host, 0)) as listening:
+            self._launch_at(listening)
+
+    def _launch_at(self, listening: socket.socket) -> None:
+        listening.set_inheritable(True)
+        url = f"http://{self.host}:{listening.getsockname()[1]}"
         incarnation = self.state.incarnation + 1
         self.change(phase="starting", process=None, url=url, loaded=None, incarnation=incarnation)
         log = self.directory / "engine.log"
@@ -242,7 +281,7 @@ class Machine:
             log.replace(log.with_suffix(".log.before"))
         self._code = None
         pid = process.launch(
-            self.program.command(url),
+            self.program.command(listening.fileno()),
             self.program.environment(),
             mark=self.mark,
             url=url,
@@ -278,7 +317,7 @@ class Machine:
         left = meter.read(process.marked(self.mark))
         if left <= held * SLEEP_SHARE:
             memory = Memory(meter.kind, held, left)
-            self.change(phase="asleep", memory=memory, directory=None, version=None)
+            self.change(phase="asleep", memory=memory, **NO_WEIGHTS)
             return
         self.change(
             last_error=f"asleep it still held {left} of {held} bytes ({meter.kind}): it was stopped"
@@ -291,9 +330,7 @@ class Machine:
             goal="stopped",
             process=None,
             url=None,
-            directory=None,
-            version=None,
-            loaded=None,
+            **NO_WEIGHTS,
             **fields,
         )
 
@@ -312,19 +349,3 @@ class Machine:
             lines = []
         said = "\n".join(line for line in lines[-20:] if line.strip())
         return f"Its last words ({log}):\n{said}" if said else f"It said nothing ({log})"
-
-
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
-
-
-def _is_taken(url: str | None) -> bool:
-    """Whether somebody else has come to listen at the address meanwhile."""
-    host, _, port = (url or "").removeprefix("http://").rpartition(":")
-    try:
-        socket.create_server((host, int(port))).close()
-    except OSError:
-        return True
-    return False

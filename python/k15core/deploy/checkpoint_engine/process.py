@@ -69,7 +69,8 @@ def launch(
 ) -> int:
     """Start `command` in a session of its own, once it has `lock`; output is appended to `log`.
 
-    Returns the process's number; it becomes `command` by exec. It does not die with us.
+    Returns the process's number; it becomes `command` by exec, with all inheritable descriptors of
+    ours. It does not die with us.
     """
     wrapper = [sys.executable, "-S", "-E", str(Path(__file__).with_name("launch.py")), str(lock)]
     output = (os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

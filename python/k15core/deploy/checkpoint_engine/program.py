@@ -14,8 +14,11 @@ class EngineProgram(Protocol):
     and InvalidInputError with the server's words where it refuses.
     """
 
-    def command(self, url: str) -> Sequence[str]:
-        """The command line of a server that answers at `url`, on dummy weights."""
+    def command(self, listening: int) -> Sequence[str]:
+        """The command line of a server on dummy weights.
+
+        It inherits a socket that listens at its url already: the descriptor `listening`.
+        """
         ...
 
     def environment(self) -> Mapping[str, str]:
@@ -30,8 +33,11 @@ class EngineProgram(Protocol):
         """Of the weights that it has, by its own report; None for dummy ones."""
         ...
 
-    def update(self, url: str, directory: str, version: int) -> None:
-        """Load a published version and drop every cache of older weights; takes requests again."""
+    def update(self, url: str, directory: str, version: int, published: int) -> None:
+        """Load weights, call them `version` and drop every cache of others; takes requests again.
+
+        `published` is the version by which `directory` must have them.
+        """
         ...
 
     def drain(self, url: str) -> None:

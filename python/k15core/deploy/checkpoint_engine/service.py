@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeGuard
 
 from k15core.deploy.checkpoint_engine.engine import CheckpointEngine
 from k15core.deploy.checkpoint_engine.state import State
@@ -85,19 +85,22 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(content) if content else {}
         except ValueError as error:
             raise InvalidInputError(f"the body: expected JSON: {error}") from None
-        fields = {"directory", "version"} if name == "update" else set()
+        fields = {"directory", "version", "published"} if name == "update" else set()
         if not isinstance(body, dict) or not body.keys() <= fields:
-            expected = "an object of directory and version" if fields else "none, or {}"
+            expected = "an object of directory, version, published" if fields else "none, or {}"
             raise InvalidInputError(f"the body of /{name}: expected {expected}")
         if name != "update":
             method: Callable[[], State] = getattr(self.engine, name)
             return method
         directory, version = body.get("directory", self.weights), body.get("version")
+        published = body.get("published")
         if not isinstance(directory, str) or not directory.startswith("/"):
             raise InvalidInputError(f"directory = {directory!r}: expected an absolute path")
-        if type(version) is not int or version < 0:
+        if not _is_count(version):
             raise InvalidInputError(f"version = {version!r}: expected a count, at least 0")
-        return lambda: self.engine.update(directory, version)
+        if published is not None and not _is_count(published):
+            raise InvalidInputError(f"published = {published!r}: expected a count, at least 0")
+        return lambda: self.engine.update(directory, version, published=published)
 
     def _say(self, status: int, answer: dict[str, Any]) -> None:
         content = json.dumps(answer).encode() + b"\n"
@@ -109,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class's name
         """Say nothing: states are told by the observer."""
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def describe(state: State) -> dict[str, Any]:

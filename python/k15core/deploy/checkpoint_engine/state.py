@@ -51,8 +51,9 @@ class Memory:
 class State:
     """One state of the checkpoint engine. Every change of it is in the file before it is acted on.
 
-    `directory` and `version` are the weights that are wanted, `loaded` the version that the process
-    has: None while that is dummy weights, or not known. `incarnation` counts the processes started:
+    `directory` and `version` are the weights that are wanted, `published` the version by which they
+    are published there; `loaded` is the version that the process has: None while that is dummy
+    weights, or not known. `incarnation` counts the processes started:
     streams of an earlier one are gone. `since` is in seconds of Unix time.
     """
 
@@ -61,6 +62,7 @@ class State:
     since: float = 0.0
     directory: str | None = None
     version: int | None = None
+    published: int | None = None
     loaded: int | None = None
     process: Identity | None = None
     url: str | None = None
