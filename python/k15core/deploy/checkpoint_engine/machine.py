@@ -268,12 +268,13 @@ class Machine:
                 self.change(process=found[0], url=url)
                 return
         self._end()
-        with socket.create_server((self.host, 0)) as listening:
-            self._launch_at(listening)
+        with socket.socket() as bound:
+            bound.bind((self.host, 0))
+            self._launch_at(bound)
 
-    def _launch_at(self, listening: socket.socket) -> None:
-        listening.set_inheritable(True)
-        url = f"http://{self.host}:{listening.getsockname()[1]}"
+    def _launch_at(self, bound: socket.socket) -> None:
+        bound.set_inheritable(True)
+        url = f"http://{self.host}:{bound.getsockname()[1]}"
         incarnation = self.state.incarnation + 1
         self.change(phase="starting", process=None, url=url, loaded=None, incarnation=incarnation)
         log = self.directory / "engine.log"
@@ -281,7 +282,7 @@ class Machine:
             log.replace(log.with_suffix(".log.before"))
         self._code = None
         pid = process.launch(
-            self.program.command(listening.fileno()),
+            self.program.command(bound.fileno()),
             self.program.environment(),
             mark=self.mark,
             url=url,

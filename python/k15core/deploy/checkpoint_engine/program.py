@@ -17,7 +17,7 @@ class EngineProgram(Protocol):
     def command(self, listening: int) -> Sequence[str]:
         """The command line of a server on dummy weights.
 
-        It inherits a socket that listens at its url already: the descriptor `listening`.
+        It inherits the descriptor `listening`: a socket that is bound to its address already.
         """
         ...
 

@@ -1,10 +1,10 @@
 """The server's process: `python -m k15core.deploy.vllm.launch SOCKET LIFELINE VLLM_ARGUMENTS…`.
 
-vLLM's own entry point with three things before it. SOCKET is the number of an inherited listening
-socket, whose port was free when it was chosen, or HOST:PORT. Where LIFELINE is not -1 it is a
-pipe's end that reads end-of-file when the owner dies; the whole process group ends then. Workers
-learn this process's id, and end the group when it does (`worker.py`): vLLM 0.32.0 leaves its engine
-core behind, with its memory, when the HTTP process is killed.
+vLLM's own entry point with three things before it. SOCKET is the number of an inherited socket that
+is bound, so that nobody can take its port in between. Where LIFELINE is not -1 it is a pipe's end
+that reads end-of-file when the owner dies; the whole process group ends then. Workers learn this
+process's id, and end the group when it does (`worker.py`): vLLM 0.32.0 leaves its engine core
+behind, with its memory, when the HTTP process is killed.
 """
 
 from __future__ import annotations
@@ -45,24 +45,13 @@ def end_group_with(pid: int) -> None:
     threading.Thread(target=watch, name="server watch", daemon=True).start()
 
 
-def listen_at(where: str) -> socket.socket:
-    """A bound socket: the file descriptor of that number, or a new one at HOST:PORT."""
-    host, colon, port = where.rpartition(":")
-    if not colon:
-        return socket.socket(fileno=int(where))
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind((host, int(port)))
-    return made
-
-
 def main(words: list[str]) -> None:
     """Serve until a signal ends it."""
     lifeline, arguments = int(words[1]), words[2:]
     if lifeline >= 0:
         end_group_at_eof(lifeline)
     os.environ[SERVER_PID] = str(os.getpid())
-    listening = listen_at(words[0])
+    listening = socket.socket(fileno=int(words[0]))
     host, port = listening.getsockname()[:2]
 
     import asyncio

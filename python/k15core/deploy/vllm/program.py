@@ -10,11 +10,11 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import k15core
 from k15core.deploy.vllm.arguments import command_line, environment
 from k15core.deploy.vllm.control import VllmControl
+from k15core.errors import Error, InvalidInputError, ProcessDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,14 +48,13 @@ class VllmProgram:
         self._python = python or sys.executable
         self._call_seconds = call_seconds
 
-    def command(self, url: str) -> list[str]:
-        """The command line of a server that binds the address of `url` itself."""
-        return self.inheriting(urlsplit(url).netloc, -1)
+    def command(self, listening: int, lifeline: int = -1) -> list[str]:
+        """The command line of a server that inherits the bound socket `listening`.
 
-    def inheriting(self, socket: str | int, lifeline: int) -> list[str]:
-        """The same with a listening socket, and a pipe whose end is the server's: `launch`."""
+        Where `lifeline` is not -1 it is a pipe whose end is the server's: see `launch`.
+        """
         launch = [self._python, "-m", "k15core.deploy.vllm.launch"]
-        return [*launch, str(socket), str(lifeline), *self._words]
+        return [*launch, str(listening), str(lifeline), *self._words]
 
     def environment(self) -> dict[str, str]:
         """Variables to put over this process's own."""
@@ -84,9 +83,17 @@ class VllmProgram:
         """Of the weights that it samples with, by its engine's report; None for dummy ones."""
         return self.control(url).version()
 
-    def update(self, url: str, directory: str, version: int) -> None:
-        """Load what is published in `directory`: see `VllmControl.update_weights`."""
-        self.control(url).update_weights(directory, version)
+    def update(self, url: str, directory: str, version: int, published: int) -> None:
+        """Load what is published in `directory`: see `VllmControl.update_weights`.
+
+        Raises InvalidInputError where vLLM could not load it.
+        """
+        try:
+            self.control(url).update_weights(directory, version, published=published)
+        except ProcessDiedError:
+            raise
+        except Error as error:
+            raise InvalidInputError(str(error)) from error
 
     def drain(self, url: str) -> None:
         """Take no more requests, and wait for those under way. `update` and `resume` end it."""

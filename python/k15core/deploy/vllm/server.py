@@ -187,7 +187,7 @@ class VllmServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self.program.inheriting(listening, lifeline),
+                self.program.command(listening, lifeline),
                 env={**os.environ, **self.program.environment()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
