@@ -39,6 +39,9 @@ class _CudaToCpu(TorchFunctionMode):
         if func is torch.Tensor.cpu:
             # The device's copy and the host's are two: one is dropped while the other is kept.
             return args[0].clone()
+        if func is torch.Tensor.numpy:
+            # No array may hold on to a buffer whose memory is given back later.
+            return func(args[0].clone(), *args[1:], **kwargs)
         if func is torch.Tensor.pin_memory:
             return args[0]
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
