@@ -6,11 +6,13 @@ rank, for they mean something in the same layout only.
 
 from __future__ import annotations
 
+from queue import Queue
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import distrib_optimizer
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import distributed
@@ -24,6 +26,8 @@ def save(directory: str, module: Any, optimizers: list[Any], optimizer: Any) -> 
     _prime(optimizers)
     state = _state(module, optimizer, loading=False)
     state["random"] = _by_rank(_random_state())
+    # It would start a process a rank, which loads torch to pass results on from here to here.
+    filesystem_async._results_queue = Queue()
     dist_checkpointing.save(state, directory)
 
 

@@ -26,6 +26,10 @@ from k15core.trainer.optimizer import DivergedError
 WORDS = 2000
 """Characters of a dead worker's log that are told."""
 
+GRACE_SECONDS = 5.0
+"""A rank that dies breaks its connections to others: how long its own end is waited for, where
+another was faster to tell of that."""
+
 IN_STEP = (DivergedError, StorageError, ConflictError)
 """What a rank raises with every rank at the same place, so that all can go on: each meets it, or
 does the rest of its part first."""
@@ -127,14 +131,18 @@ class Workers:
                 elif isinstance(answer[1], IN_STEP):
                     refused = answer[1]
                 else:
-                    raise self._failed(rank, answer[1], answer[2])
+                    raise self._failed(rank, answer[1], answer[2], waiting)
         if refused is not None:
             raise refused
         return results
 
     def _ended(self, rank: int) -> ProcessDiedError:
         """Rank `rank` hung up: end the others, and say how it ended."""
-        code = self._started[rank][0].wait()
+        process = self._started[rank][0]
+        # Not reaped yet: its number still stands for the group of what it has started itself.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        self._kill()
+        code = process.returncode
         how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
         words = self._log(rank).read_text(errors="replace")[-WORDS:].strip()
         self._died = f"rank {rank} of {len(self)} ended {how}" + (
@@ -143,7 +151,17 @@ class Workers:
         self._kill()
         return ProcessDiedError(self._died)
 
-    def _failed(self, rank: int, error: BaseException | None, words: str) -> BaseException:
+    def _failed(
+        self, rank: int, error: BaseException | None, words: str, waiting: dict[Connection, int]
+    ) -> BaseException:
+        """Rank `rank` raised: end the others. If one of them has died, that is what is told."""
+        if error is None:
+            for channel in wait(list(waiting), GRACE_SECONDS):
+                assert isinstance(channel, Connection)
+                try:
+                    channel.recv()
+                except (EOFError, OSError):
+                    return self._ended(waiting[channel])
         self._died = f"rank {rank} of {len(self)} failed: {words}"
         self._kill()
         return error or ProcessDiedError(self._died)

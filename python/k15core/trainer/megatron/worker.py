@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -57,6 +58,13 @@ class Worker:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
+    _end()
+
+
+def _end() -> None:
+    """End at once, with what a checkpoint has started. No farewell: other ranks may be gone."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
@@ -88,8 +96,7 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001 - told to the trainer
             answer = _failure(error)
         channel.send(answer)
-    # No farewell to the other ranks: some may be gone.
-    os._exit(0)
+    _end()
 
 
 if __name__ == "__main__":
