@@ -6,4 +6,5 @@ A new engine is a class that implements `k15core.types.RolloutEngine`, and a lin
 ENGINES = {
     "embedded": "k15core.rollout.embedded:EmbeddedEngine",
     "vllm": "k15core.rollout.vllm:VllmEngine",
+    "vllm_server": "k15core.rollout.vllm:VllmServerEngine",
 }

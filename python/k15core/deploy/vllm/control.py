@@ -61,8 +61,12 @@ class VllmControl:
         self.call("POST", "/finish_weight_update", {})
         if not self.call("POST", "/reset_prefix_cache")["success"]:
             raise Error(f"vLLM at {self.url} kept KV blocks of older weights")
-        self.call("POST", "/update_weight_version", {"new_version": str(version)})
+        self.name_version(version)
         self.call("POST", "/resume")
+
+    def name_version(self, version: int) -> None:
+        """Say what the weights are that it has loaded by itself."""
+        self.call("POST", "/update_weight_version", {"new_version": str(version)})
 
     def forget_version(self) -> None:
         """From now on its weights have no version."""

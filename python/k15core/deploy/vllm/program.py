@@ -59,8 +59,11 @@ class VllmProgram:
     def environment(self) -> dict[str, str]:
         """Variables to put over this process's own."""
         mine = {**os.environ, **self._environment}
-        wanted = {"VLLM_LOGGING_LEVEL": "INFO"}
-        defaults = {**environment(self._device), **wanted}
+        defaults = {**environment(self._device), "VLLM_LOGGING_LEVEL": "INFO"}
+        if self._device == "cpu":
+            # A single worker then lives in the engine core's process: one that starts, and that
+            # holds torch in memory, less. vLLM wants it apart where it binds threads to cores.
+            defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # The workers import k15core, which their environment may not have.
         home = str(Path(k15core.__file__).parents[1])
         paths = [home, *filter(None, [mine.get("PYTHONPATH")])]

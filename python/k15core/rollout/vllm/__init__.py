@@ -1,5 +1,6 @@
 """vLLM as a rollout engine: in this process, or a server over HTTP."""
 
 from k15core.rollout.vllm.engine import VllmEngine
+from k15core.rollout.vllm.server_engine import VllmServerEngine
 
-__all__ = ["VllmEngine"]
+__all__ = ["VllmEngine", "VllmServerEngine"]

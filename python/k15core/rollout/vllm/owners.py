@@ -1,0 +1,151 @@
+"""Who keeps the vLLM server that an engine samples with: this process, somebody else, a sidecar."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from k15core.deploy.checkpoint_engine import CheckpointEngineClient
+from k15core.deploy.vllm.control import VllmControl
+from k15core.deploy.vllm.server import VllmServer
+from k15core.errors import InvalidInputError, ProcessDiedError
+
+if TYPE_CHECKING:
+    from k15core.deploy.vllm.program import VllmProgram
+
+Release = Literal["sleep", "restart"]
+
+
+class Owner(Protocol):
+    """What an engine asks of whoever keeps the server. Raises ProcessDiedError where it died."""
+
+    def acquire(self) -> VllmControl:
+        """Have it run with the device's memory, on whatever weights; how it is spoken to."""
+        ...
+
+    def update(self, directory: Path, version: int, published: int) -> VllmControl:
+        """Have it load the published version of a directory, to be called `version`."""
+        ...
+
+    def release(self) -> None:
+        """Have it give the device's memory back."""
+        ...
+
+    def close(self) -> None:
+        """End it, where it is ours to end."""
+        ...
+
+
+class OwnServer:
+    """A server that this process starts, and that ends with it.
+
+    `release` "sleep" keeps the process without its memory (a CPU keeps that too), "restart" ends
+    it. Its log goes to `log`, by default a temporary file that is removed at the end.
+    """
+
+    def __init__(self, program: VllmProgram, *, release: Release, log: str | Path | None) -> None:
+        if release not in ("sleep", "restart"):
+            raise InvalidInputError(f"release = {release!r}: expected sleep or restart")
+        self._release = release
+        self._temporary = log is None
+        if log is None:
+            file, log = tempfile.mkstemp(prefix="k15core-vllm-", suffix=".log")
+            os.close(file)
+        self.server = VllmServer(program, log=log)
+        self._asleep = False
+
+    def acquire(self) -> VllmControl:
+        """Start it where it does not run, and wait until it answers."""
+        if not self.server.is_alive():
+            self._asleep = False
+            self.server.start()
+        self.server.wait_healthy()
+        if self._asleep:
+            self.server.wake()
+            self._asleep = False
+        return self.server.control
+
+    def update(self, directory: Path, version: int, published: int) -> VllmControl:
+        """Load weights by vLLM's own calls."""
+        self.server.update_weights(directory, version, published=published)
+        return self.server.control
+
+    def release(self) -> None:
+        """Sleep, or end the process."""
+        if self._release == "restart":
+            self.server.stop()
+        elif not self._asleep and self.server.is_alive():
+            self.server.sleep()
+            self._asleep = True
+
+    def close(self) -> None:
+        """End the process."""
+        self.server.stop()
+        if self._temporary:
+            self.server.log.unlink(missing_ok=True)
+
+
+class GivenServer:
+    """A server that somebody else started (`VllmProgram`) and keeps running."""
+
+    def __init__(self, url: str, *, seconds: float = 1800.0) -> None:
+        self._control = VllmControl(url)
+        self._seconds = seconds
+        self._asleep = False
+
+    def acquire(self) -> VllmControl:
+        """Wait until it answers."""
+        deadline = time.monotonic() + self._seconds
+        while not self._control.is_healthy():
+            if time.monotonic() > deadline:
+                raise ProcessDiedError(f"vLLM at {self._control.url} does not answer")
+            time.sleep(0.1)
+        if self._asleep:
+            self._control.wake()
+            self._asleep = False
+        return self._control
+
+    def update(self, directory: Path, version: int, published: int) -> VllmControl:
+        """Load weights by vLLM's own calls."""
+        self._control.update_weights(directory, version, published=published)
+        return self._control
+
+    def release(self) -> None:
+        """Sleep."""
+        if not self._asleep:
+            self._control.sleep()
+            self._asleep = True
+
+    def close(self) -> None:
+        """Nothing: it is not ours."""
+
+
+class SidecarServer:
+    """A server that a checkpoint engine (`k15 engine serve`) keeps, at this address of it."""
+
+    def __init__(self, url: str) -> None:
+        self._client = CheckpointEngineClient(url)
+
+    def acquire(self) -> VllmControl:
+        """Have the sidecar start it, or wake it up."""
+        return self._control(self._client.start().url)
+
+    def update(self, directory: Path, version: int, published: int) -> VllmControl:  # noqa: ARG002
+        """Have the sidecar load what is published in the directory."""
+        return self._control(self._client.update(str(directory), version).url)
+
+    def release(self) -> None:
+        """Have the sidecar give the memory back, in the way that it was told to."""
+        self._client.release()
+
+    def close(self) -> None:
+        """Have the sidecar end the engine's process; it stays itself."""
+        self._client.stop()
+
+    def _control(self, url: str | None) -> VllmControl:
+        if url is None:
+            raise ProcessDiedError("the checkpoint engine has no server running")
+        return VllmControl(url)
