@@ -13,7 +13,7 @@ lines = project["project"]["dependencies"]
 if sys.argv[1:] == ["core"]:
     lines += project["build-system"]["requires"]
 else:
-    for extra in ("train", "megatron"):
+    for extra in ("train", "megatron", "etcd"):
         lines += project["project"]["optional-dependencies"][extra]
     lines += project["dependency-groups"]["dev"]
 print("\n".join(lines))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the sandbox's tests lack: bash scripts/test_tools.sh PYTHON
+# Installs what the tests of the sandbox and of the metadata lack: bash scripts/test_tools.sh PYTHON
 # As root on Debian or Ubuntu, by apt and by name; elsewhere it says what is missing, and tests skip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,13 +23,16 @@ lacks() { command -v "$1" >/dev/null && ! "$@" >/dev/null 2>&1 </dev/null; }
 lacks perl -e 'use Test::Deep' && missing+=" libtest-deep-perl"
 { lacks ruby -e 'require "test/unit/version"' || [[ "$missing" == *ruby* ]]; } && missing+=" ruby-test-unit"
 
+# A real etcd. Where systemd runs, Debian's package starts one of its own as well.
+command -v etcd >/dev/null || missing+=" etcd-server"
+
 read -ra missing <<<"${missing//$'\n'/ }"
 [ ${#missing[@]} = 0 ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  echo "installing for the sandbox's tests, with apt: ${missing[*]}"
+  echo "installing for the tests, with apt: ${missing[*]}"
   apt-get update -qq &&
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
     echo "apt could not install them: the tests that need them are skipped" >&2
 else
-  echo "some tests of the sandbox are skipped; to run them: sudo apt install ${missing[*]}"
+  echo "some tests are skipped; to run them: sudo apt install ${missing[*]}"
 fi

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import random
 import shutil
-import signal
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,13 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from nursery import Nursery, nursery, wait_until
+from weights_processes import (
+    DONE,
+    KINDS,
+    READS,
+    STARTED,
+    TENSORS,
+    assert_whole,
+    model_of,
+    numbers,
+)
 
 from k15core.deploy.shared_weights import SharedWeights, WeightReader, WeightWriter
 from k15core.deploy.shared_weights.manifest import ITEM_BYTES
 from k15core.errors import CorruptionError, InvalidInputError, StorageError
 
 Model = dict[str, torch.Tensor]
-WAIT_SECONDS = 120.0
 
 shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 
@@ -151,112 +157,61 @@ def test_any_flipped_bit_is_found_and_named(model: Model, at: st.DataObject) -> 
             SharedWeights.open(folder)
 
 
-TENSORS, NUMBERS = 8, 40_000
+@pytest.fixture(scope="module")
+def mother() -> Iterator[Nursery]:
+    with nursery("weights_processes") as made:
+        yield made
 
 
-def version_of_model(version: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """What the killed writer publishes: a function of the version."""
-    for i in range(TENSORS):
-        yield f"{i}", torch.arange(version + i, version + i + NUMBERS, dtype=torch.int32)
+def test_a_dead_reader_holds_nothing(tmp_path: Path, mother: Nursery) -> None:
+    said = tmp_path / "said"
+    with WeightWriter(tmp_path / "weights", wait_seconds=0.0) as writer:
+        writer.publish(model_of(0), 0)
+        reader = mother.start(said, "weights_processes", "hold", writer.directory)
+        wait_until(lambda: said.exists() and said.read_text() == "0\n")
+        writer.publish(model_of(1), 1)
+        with pytest.raises(StorageError, match=f"process {reader} .* still reads buffer-0"):
+            writer.publish(model_of(2), 2)
+        mother.kill(reader)
+        writer.publish(model_of(2), 2)
 
 
-def assert_whole(weights: SharedWeights) -> None:
-    found = dict(weights.tensors())
-    assert len(found) == TENSORS
-    for name, tensor in version_of_model(weights.version):
-        assert torch.equal(found[name], tensor), f"{name} of version {weights.version}"
+def test_killed_writers_leave_whole_versions_to_readers_that_look_on(
+    tmp_path: Path, mother: Nursery
+) -> None:
+    directory, counts, said = tmp_path / "weights", tmp_path / "counts", tmp_path / "said"
+    count, choose = numbers(counts), random.Random(5)
 
-
-class Child:
-    """A forked process that runs `work`; it takes seconds to import torch in a new one."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                work()
-                status = 0
-            except BaseException:  # noqa: BLE001 - the parent shows it
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-
-    def kill(self) -> None:
-        """End it. Raises if it has ended by itself."""
-        os.kill(self.pid, signal.SIGKILL)  # of a zombie it is no error
-        assert os.waitpid(self.pid, 0)[1] == signal.SIGKILL, "it had ended: see its traceback"
-
-    def lives(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not reached():
-        assert time.monotonic() < deadline, f"not reached in {WAIT_SECONDS:.0f} s"
-        time.sleep(0.001)
-
-
-def test_killed_writers_leave_whole_versions_to_readers_that_look_on(tmp_path: Path) -> None:
-    numbers = memoryview(mmap.mmap(-1, 4096)).cast("Q")  # shared with the children
-    started, done, reads, kinds = 0, 1, 2, 3
-    directory = tmp_path / "weights"
-    choose = random.Random(5)
-
-    def write(dies_at: int | None) -> None:
-        with WeightWriter(directory) as writer:
-            while True:
-                version = numbers[started] = numbers[done] + 1
-
-                def tensors(version: int = version) -> Iterator[tuple[str, torch.Tensor]]:
-                    for i, each in enumerate(version_of_model(version)):
-                        if i == dies_at:
-                            os.kill(os.getpid(), signal.SIGKILL)
-                        yield each
-
-                writer.publish(tensors(), version)
-                numbers[done] = version
-
-    def look_on() -> None:
-        last = 0
-        with WeightReader(directory) as reader:
-            while True:
-                with (
-                    reader.open()
-                    if numbers[reads] % 2
-                    else SharedWeights.open(directory) as weights
-                ):
-                    assert last <= weights.version <= numbers[started]
-                    assert_whole(weights)
-                    numbers[kinds] += weights.version > last
-                    last = weights.version
-                numbers[reads] += 1
+    def start(function: str, *words: object) -> int:
+        return mother.start(said, "weights_processes", function, directory, counts, *words)
 
     with WeightWriter(directory) as first:
-        numbers[started] = 1
-        first.publish(version_of_model(1), 1)
-        numbers[done] = 1
+        count[STARTED] = 1
+        first.publish(model_of(1), 1)
+        count[DONE] = 1
         first.close(unlink=False)
-    reader = Child(look_on)
-    try:
-        for turn in range(40):
-            before, seen = numbers[done], numbers[reads]
-            dies_at = choose.randrange(TENSORS) if turn % 4 == 0 else None
-            writer = Child(lambda dies_at=dies_at: write(dies_at))
-            if dies_at is None:
-                wait_until(lambda before=before: numbers[done] > before)
-                time.sleep(choose.random() * 0.004)
-                writer.kill()
-            else:
-                assert os.waitpid(writer.pid, 0)[1] == signal.SIGKILL
-            with SharedWeights.open(directory) as weights:
-                # What was acknowledged is there; what was not may be.
-                assert numbers[done] <= weights.version <= numbers[started]
-                assert_whole(weights)
-                numbers[done] = weights.version
-            wait_until(lambda seen=seen: numbers[reads] > seen or not reader.lives())
-            assert reader.lives()
-    finally:
-        reader.kill()
-    assert numbers[kinds] > 1
+    reader = start("look_on")
+    for turn in range(40):
+        before, seen = count[DONE], count[READS]
+        dies_by_itself = turn % 4 == 0
+        writer = start("write", choose.randrange(TENSORS) if dies_by_itself else "never")
+        if dies_by_itself:
+            wait_until(lambda writer=writer: not_running(writer))
+        else:
+            wait_until(lambda before=before: count[DONE] > before)
+            time.sleep(choose.random() * 0.004)
+        mother.kill(writer)
+        with SharedWeights.open(directory) as weights:
+            # What was acknowledged is there; what was not may be.
+            assert count[DONE] <= weights.version <= count[STARTED]
+            assert_whole(weights)
+            count[DONE] = weights.version
+        wait_until(lambda seen=seen: count[READS] > seen or not_running(reader))
+        assert not not_running(reader), "the reader found something wrong: see its traceback"
+    mother.kill(reader)
+    assert count[KINDS] > 1
+
+
+def not_running(child: int) -> bool:
+    """Whether a child of the nursery has ended; it stays a zombie until it is asked for."""
+    return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
