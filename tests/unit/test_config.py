@@ -1,9 +1,15 @@
+import inspect
 from pathlib import Path
 
 import pytest
 
 from k15core.config import Recipe, dump, load_recipe, parse_yaml, settings_for, validate
 from k15core.errors import InvalidInputError
+from k15core.registry import resolve
+from k15core.rewards import REWARDS
+from k15core.rollout import ENGINES
+from k15core.tasks import TASKS
+from k15core.trainer import TRAINERS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -124,6 +130,19 @@ def test_validate_names_what_it_checks() -> None:
         validate(Recipe, {}, "recipe x")
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
-    assert load_recipe(path).name
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_reads_and_its_parts_take_its_settings(path: Path) -> None:
+    recipe = load_recipe(path)
+    for room, table, kind in (
+        ("task", TASKS, recipe.task),
+        ("reward", REWARDS, recipe.reward),
+        ("engine", ENGINES, recipe.rollout.engine),
+        ("trainer", TRAINERS, recipe.trainer),
+    ):
+        make = resolve(room, table, kind.kind)
+        needed = {
+            name: None
+            for name, parameter in inspect.signature(make).parameters.items()
+            if parameter.default is parameter.empty
+        }
+        settings_for(make, kind.settings(), needed, room)

@@ -44,6 +44,12 @@ def read(directory: Path, **options: bool) -> dict[str, torch.Tensor]:
         return dict(weights.tensors())
 
 
+def test_what_was_published_can_still_give_its_memory_back(writer: WeightWriter) -> None:
+    given = torch.ones(100)
+    writer.publish([("a", given)], 1)
+    given.untyped_storage().resize_(0)  # as Megatron's buffers when they are offloaded
+
+
 def test_every_dtype_and_shape_comes_back(writer: WeightWriter) -> None:
     generator = torch.Generator().manual_seed(0)
     given = {}

@@ -6,6 +6,7 @@ Heavy packages are imported by the command that needs them, after the environmen
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -138,7 +139,7 @@ def _train_recipe(options: argparse.Namespace) -> int:
 
     overrides = list(options.overrides)
     if options.name is not None:
-        overrides.append(f"name={options.name}")
+        overrides.append(f"name={json.dumps(options.name)}")  # a word, also where YAML has none
     if options.seed is not None:
         overrides.append(f"seed={options.seed}")
     if options.engine is not None:

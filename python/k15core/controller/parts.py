@@ -16,6 +16,7 @@ from k15core.config import settings_for
 from k15core.controller.evaluate import Evaluator
 from k15core.controller.hand_over import HandOver
 from k15core.controller.seeds import derive
+from k15core.deploy import shared_weights
 from k15core.errors import InvalidInputError
 from k15core.models.config import ModelConfig
 from k15core.models.create import new_model
@@ -102,8 +103,9 @@ def assemble(
     algorithm = make_algorithm(recipe)
     configure(recipe.threads, recipe.device)
     policy = make_policy(recipe, task, run)
-    trainer = opened.enter_context(closing(make_trainer(recipe, policy, algorithm, run)))
-    engine = opened.enter_context(closing(make_engine(recipe, task, policy, run)))
+    weights = _shared_weights(recipe, opened)
+    trainer = opened.enter_context(closing(make_trainer(recipe, policy, algorithm, weights)))
+    engine = opened.enter_context(closing(make_engine(recipe, task, policy, weights)))
     store = opened.enter_context(
         _core.Store(
             str(run.store),
@@ -220,9 +222,7 @@ def _new_model(recipe: Recipe, task: Task) -> LeanModel:
     return new_model(**settings)
 
 
-def make_trainer(
-    recipe: Recipe, policy: Policy, algorithm: Algorithm, run: RunDirectory
-) -> Trainer:
+def make_trainer(recipe: Recipe, policy: Policy, algorithm: Algorithm, weights: Path) -> Trainer:
     """The trainer of a recipe, with the policy as it is before its first step."""
     given = {
         "model": policy.given(recipe.trainer.kind),
@@ -233,13 +233,13 @@ def make_trainer(
         "micro_batch_tokens": recipe.train.micro_batch_tokens,
         "temperature": recipe.rollout.temperature,
         "device": recipe.device,
-        "weights": shared_weights(recipe, run) / "trainer",
+        "weights": weights / "trainer",
     }
     trainer: Trainer = _make("trainer", TRAINERS, recipe.trainer, given)
     return trainer
 
 
-def make_engine(recipe: Recipe, task: Task, policy: Policy, run: RunDirectory) -> RolloutEngine:
+def make_engine(recipe: Recipe, task: Task, policy: Policy, weights: Path) -> RolloutEngine:
     """The rollout engine of a recipe."""
     given = {
         "model": policy.given(recipe.rollout.engine.kind),
@@ -247,17 +247,22 @@ def make_engine(recipe: Recipe, task: Task, policy: Policy, run: RunDirectory) -
         "max_total_tokens": _longest(recipe, task),
         "repetition": recipe.rollout.repetition,
         "device": recipe.device,
-        "weights": shared_weights(recipe, run) / "engine",
+        "weights": weights / "engine",
     }
     engine: RolloutEngine = _make("engine", ENGINES, recipe.rollout.engine, given)
     return engine
 
 
-def shared_weights(recipe: Recipe, run: RunDirectory) -> Path:
-    """Where the run's weights lie in shared memory: of its own, whatever else runs here."""
+def _shared_weights(recipe: Recipe, opened: ExitStack) -> Path:
+    """Where the run's weights lie in shared memory: gone when it ends, or with the next if killed.
+
+    Where trainer and engine live in this process nothing does.
+    """
     if recipe.deploy.weights is not None:
         return Path(recipe.deploy.weights)
-    return Path("/dev/shm") / f"k15core-{run.path.name}-{derive(0, str(run.path.resolve())):016x}"
+    if {recipe.trainer.kind, recipe.rollout.engine.kind} <= set(HERE):
+        return Path("/dev/shm")
+    return opened.enter_context(shared_weights.RunDirectory(recipe.name)).path
 
 
 def _longest(recipe: Recipe, task: Task) -> int:

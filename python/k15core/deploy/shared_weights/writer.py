@@ -216,7 +216,10 @@ class WeightWriter:
 def _copy_into(target: NDArray[np.uint8], tensor: Tensor) -> int:
     """Copy a tensor's elements, row-major, to as many bytes; their checksum."""
     if tensor.device.type == "cpu" and tensor.is_contiguous():
-        return copy_with_checksum(tensor.reshape(-1).view(torch.uint8).numpy(), target)
+        # Not by numpy(): torch never again resizes the storage of a tensor that was lent so, and
+        # Megatron gives its buffers back by resizing them to nothing.
+        lent = np.from_dlpack(tensor.detach().reshape(-1).view(torch.uint8))
+        return copy_with_checksum(np.asarray(lent, np.uint8), target)
     # From a device, or with strides: torch copies, and the checksum is of what has arrived.
     torch.from_numpy(target).view(tensor.dtype).view(tensor.shape).copy_(tensor)
     return checksum(target)

@@ -23,7 +23,7 @@ from k15core.errors import Error, InvalidInputError
 from k15core.models.config import ModelConfig
 from k15core.trainer.base import check_pack, check_step, pack_demonstrations, response_mask
 from k15core.trainer.megatron.dealing import as_batch, deal, micro_for_rank
-from k15core.trainer.megatron.processes import Workers
+from k15core.trainer.megatron.placement import Placement, Ranks, start
 from k15core.trainer.megatron.settings import Layout, Settings
 from k15core.trainer.optimizer import check_number
 
@@ -54,8 +54,10 @@ class MegatronTrainer:
 
     `steps`, `temperature` and the metrics are as in `TorchTrainer`. `weights` is the directory of
     shared memory through which `weights()` hands over. `algorithm` is sent to the workers: its
-    class must be importable there. `workers` are processes to build on in place of new ones, one a
-    rank; they stay when this trainer is closed.
+    class must be importable there. With `placement` "ray" the processes are actors of a Ray
+    cluster, placed over its nodes as `ray` says (arguments of `RayRanks`); the model's directory
+    and checkpoints must lie where all nodes see them. `workers` are processes to build on in place
+    of new ones, one a rank; they stay when this trainer is closed.
 
     Any call raises ProcessDiedError once a worker has ended; `load` starts them anew.
     """
@@ -79,7 +81,9 @@ class MegatronTrainer:
         transformer: Mapping[str, Any] | None = None,
         optimizer: Mapping[str, Any] | None = None,
         ddp: Mapping[str, Any] | None = None,
-        workers: Workers | None = None,
+        placement: Placement = "local",
+        ray: Mapping[str, Any] | None = None,
+        workers: Ranks | None = None,
     ) -> None:
         if micro_batch_tokens < 1:
             raise InvalidInputError(
@@ -117,12 +121,19 @@ class MegatronTrainer:
                 f"workers has {len(workers)} processes: expected {self.layout.ranks}"
             )
         self._lent = workers is not None
-        self._workers = workers or Workers(self.layout.ranks, device=device)
+        self._placement: Placement = placement
+        self._ray = dict(ray or {})
+        self._workers = workers or self._start()
         self._places: list[Any] = []
         self._published = 0
         self._handed: SharedWeights | None = None
         self._offloaded = False
         self._build()
+
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes, by rank."""
+        return self._workers.pids
 
     def log_probs(self, batch: PackedBatch) -> NDArray[np.float32]:
         """Log-probs [T] of all response tokens under the present weights, 0 on prompts."""
@@ -265,7 +276,8 @@ class MegatronTrainer:
                 f"checkpoint {folder}: {FILE} is not there or not what save wrote ({error!r})"
             ) from error
         if not self._workers.alive:
-            self._workers = Workers(self.layout.ranks, device=self._settings.device)
+            self._workers.close()
+            self._workers = self._start()
             self._lent = False
             self._build()
         self._workers.call("load", str(folder / SHARDS), random=layout == asdict(self.layout))
@@ -298,6 +310,14 @@ class MegatronTrainer:
                 WeightWriter(self._settings.weights).close()
         if not self._lent:
             self._workers.close()
+
+    def _start(self) -> Ranks:
+        return start(
+            self.layout.ranks,
+            device=self._settings.device,
+            placement=self._placement,
+            options=self._ray,
+        )
 
     def _build(self) -> None:
         self._places = self._workers.call("build", self._settings)
