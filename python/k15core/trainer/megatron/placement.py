@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from k15core.errors import InvalidInputError
 from k15core.trainer.megatron.processes import IN_STEP, Workers
@@ -13,6 +13,7 @@ Placement = Literal["local", "ray"]
 WORKER = "k15core.trainer.megatron.worker:Worker"
 
 
+@runtime_checkable
 class Ranks(Protocol):
     """Processes, one a rank, that are all asked the same at one time. See `Workers`."""
 
