@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from k15core.cli import sandbox, store
+from k15core.cli import engine, sandbox, store
 from k15core.errors import Error
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   k15 sandbox doctor                            what the sandbox can do on this machine
   k15 store verify runs/doors/store             check every record of a trajectory store
   k15 store top runs/doors/store                watch a store while a run has it open
+  k15 engine serve --model DIR --weights DIR    own a vLLM process: start, update, release it
 """
 
 
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     importing.set_defaults(command=_model_import)
     sandbox.add_commands(commands)
     store.add_commands(commands)
+    engine.add_commands(commands)
     return top
 
 

@@ -147,7 +147,7 @@ def split_arguments(words: list[str]) -> tuple[list[str], list[str]]:
     """
     if words[:2] == ["sandbox", "serve"]:
         return words[:2], words[2:]
-    if words[:2] != ["sandbox", "run"] or "--" not in words:
+    if words[:2] not in (["sandbox", "run"], ["engine", "serve"]) or "--" not in words:
         return words, []
     at = words.index("--")
     return words[:at], words[at + 1 :]

@@ -163,13 +163,15 @@ class Machine:
 
         Workers may hold the socket that the call waits on, and nobody would ever answer.
         """
-        pidfd, done = self.watch(), os.eventfd(0, os.EFD_CLOEXEC)
+        pidfd = self.watch()
+        if pidfd is None:
+            raise ProcessDiedError(f"the engine process ended: it was {self.state.phase}")
+        done = os.eventfd(0, os.EFD_CLOEXEC)
 
         def look() -> None:
             waits = select.poll()
             for file in (done, pidfd):
-                if file is not None:
-                    waits.register(file, select.POLLIN)
+                waits.register(file, select.POLLIN)
             if all(file != done for file, _ in waits.poll()):
                 process.end(self.mark, grace_seconds=0, leader=self.state.process)
 
@@ -181,8 +183,7 @@ class Machine:
             os.eventfd_write(done, 1)
             watcher.join()
             for file in (done, pidfd):
-                if file is not None:
-                    os.close(file)
+                os.close(file)
 
     def _lose(self, error: Error) -> None:
         if self._is_alive() and self.state.goal not in ("stopped", "asleep"):
@@ -201,7 +202,7 @@ class Machine:
         except ProcessDiedError as error:
             self._lose(error)
         except Error as error:
-            has = self.program.version(url) if self._is_alive() else None
+            has = self._version(url)
             self.change(
                 goal="started" if has is None else "serving",
                 phase="started" if has is None else "serving",
@@ -217,6 +218,13 @@ class Machine:
                 now = (self.state.directory, self.state.version, self.state.published)
                 if now == (directory, version, published):
                     self.change(phase="serving", loaded=version)
+
+    def _version(self, url: str) -> int | None:
+        try:
+            with self._watched():
+                return self.program.version(url)
+        except ProcessDiedError:
+            return None
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + self.start_seconds
