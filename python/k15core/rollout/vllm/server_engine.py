@@ -158,11 +158,13 @@ class VllmServerEngine:
                     raise self._fault
                 if len(self._streams) and not self._streams.ready:
                     await self._news.wait()
+            if self._fault is not None:
+                raise self._fault
         finally:
-            self._fault = None
             self._waiting.clear()
             self._streams.discard()
             await self._cancel(list(self._requests))
+            self._fault = None
 
     def stop(self, trajectory_ids: Sequence[int]) -> None:
         """Sample no more for these streams. See `RolloutEngine.stop`."""
@@ -240,28 +242,24 @@ class VllmServerEngine:
                 tokens = choice["token_ids"] or []
                 entries = (choice["logprobs"] or {}).get("content") or []
                 log_probs = [entry["logprob"] for entry in entries]
+                for span in choice["weight_versions"] or ():
+                    if span["version"] != str(version):
+                        raise Error(
+                            f"trajectory {trajectory_id}: vLLM at {self._control.url} sampled with "
+                            f"weights {span['version']}, expected {version}"
+                        )
                 goes_on = self._streams.take(trajectory_id, tokens, log_probs, version)
-                if choice["finish_reason"] is not None:
-                    self._check_end(trajectory_id, choice, version, goes_on)
-                    return
+                reason = choice["finish_reason"]
+                if goes_on and reason == "abort":  # the server was drained: it is resumed later
+                    self._streams.close([trajectory_id])
+                elif goes_on and reason is not None:
+                    raise Error(
+                        f"trajectory {trajectory_id}: vLLM at {self._control.url} ended it by "
+                        f"itself: {reason}"
+                    )
                 self._news.set()
-                if not goes_on:
+                if reason is not None or not goes_on:
                     return
-
-    def _check_end(
-        self, trajectory_id: int, choice: Mapping[str, Any], version: int, goes_on: bool
-    ) -> None:
-        """Hold the end of a request against what we know."""
-        where = f"trajectory {trajectory_id}: vLLM at {self._control.url}"
-        for span in choice["weight_versions"] or ():
-            if span["version"] != str(version):
-                raise Error(f"{where} sampled with weights {span['version']}, expected {version}")
-        if not goes_on:
-            return
-        reason = choice["finish_reason"]
-        if reason != "abort":
-            raise Error(f"{where} ended it by itself: {reason}")
-        self._streams.close([trajectory_id])  # the server was drained: it is resumed later
 
     async def _cancel(self, trajectory_ids: list[int]) -> None:
         tasks = [self._requests[i] for i in trajectory_ids]
