@@ -12,12 +12,21 @@ validate = pytest.importorskip(
     reason="needs kubernetes-validate, which `make test-peers` installs",
 )
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "sandboxd" / "kubernetes"
-FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
+DEPLOY = Path(__file__).parents[2] / "deploy"
+FOLDER = DEPLOY / "sandboxd" / "kubernetes"
+VERSIONS = {"sandboxd": ["1.30", "1.34", "1.37"], "engines": ["1.34", "1.37"]}
+FILES = [
+    (path, version)
+    for name, versions in VERSIONS.items()
+    for path in sorted((DEPLOY / name / "kubernetes").glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+    for version in versions
+]
 
 
-@pytest.mark.parametrize("version", ["1.30", "1.34", "1.37"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("path", "version"), FILES, ids=lambda given: getattr(given, "stem", given)
+)
 def test_a_manifest_is_what_kubernetes_takes(path: Path, version: str) -> None:
     for document in yaml.safe_load_all(path.read_text()):
         validate.validate(document, version, strict=True)

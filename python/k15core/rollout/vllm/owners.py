@@ -133,9 +133,9 @@ class SidecarServer:
         """Have the sidecar start it, or wake it up."""
         return self._control(self._client.start().url)
 
-    def update(self, directory: Path, version: int, published: int) -> VllmControl:  # noqa: ARG002
+    def update(self, directory: Path, version: int, published: int) -> VllmControl:
         """Have the sidecar load what is published in the directory."""
-        return self._control(self._client.update(str(directory), version).url)
+        return self._control(self._client.update(directory, version, published=published).url)
 
     def release(self) -> None:
         """Have the sidecar give the memory back, in the way that it was told to."""
