@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: make test-peers has it")
+pytest.importorskip("vllm.version", reason="vLLM is not installed: make test-peers has it")
 pytest.importorskip("megatron.core", reason="megatron-core is not installed")
 
 import torch
