@@ -21,6 +21,8 @@ from k15core.errors import CorruptionError, InvalidInputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 FORMAT = 1
 FILE = "manifest.json"
 BUFFERS = ("buffer-0", "buffer-1")
@@ -156,6 +158,20 @@ def read_manifest(directory: Path) -> Manifest | None:
     """
     content = read_file(directory)
     return None if content is None else decode(content, where=str(directory / FILE))
+
+
+def check(memory: NDArray[np.uint8], manifest: Manifest, *, where: str) -> None:
+    """Hold the bytes of a buffer against the checksums.
+
+    Raises CorruptionError that names the first tensor that differs.
+    """
+    for entry in manifest.tensors:
+        found = checksum(memory[entry.offset : entry.offset + entry.bytes])
+        if found != entry.checksum:
+            raise CorruptionError(
+                f"{where}: {entry.name} of version {manifest.version} in {manifest.buffer} has "
+                f"checksum {found:#010x}, published was {entry.checksum:#010x}"
+            )
 
 
 def expected_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
-from k15core._core import checksum
 from k15core.deploy.shared_weights.locks import POLL_SECONDS, try_lock
-from k15core.deploy.shared_weights.manifest import FILE, decode, read_file
+from k15core.deploy.shared_weights.manifest import FILE, check, decode, read_file
 from k15core.errors import CorruptionError, InvalidInputError, StorageError
 
 if TYPE_CHECKING:
@@ -68,7 +67,8 @@ class SharedWeights:
 
         Raises CorruptionError that names the first that differs.
         """
-        _verify(self._memory(), self.manifest, self.directory)
+        memory = np.frombuffer(self._memory(), np.uint8)
+        check(memory, self.manifest, where=f"weights directory {self.directory}")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and views in the order of their publication. Raises InvalidInputError for shards:
@@ -138,7 +138,8 @@ class WeightReader:
                     f"{manifest.bytes}"
                 )
             if verify and manifest.bytes:
-                _verify(self._mapped(file, manifest.bytes), manifest, self.directory)
+                memory = np.frombuffer(self._mapped(file, manifest.bytes), np.uint8)
+                check(memory, manifest, where=f"weights directory {self.directory}")
             mapping = _map_privately(file, manifest.bytes)
         finally:
             # The mapping has a descriptor of its own for the same open file, and with it the lock:
@@ -223,15 +224,3 @@ class WeightReader:
 def _map_privately(file: int, size: int) -> mmap.mmap:
     flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
     return mmap.mmap(file, max(size, 1), flags=flags, prot=prot)
-
-
-def _verify(mapping: mmap.mmap, manifest: Manifest, directory: Path) -> None:
-    memory = np.frombuffer(mapping, np.uint8)
-    for entry in manifest.tensors:
-        found = checksum(memory[entry.offset : entry.offset + entry.bytes])
-        if found != entry.checksum:
-            raise CorruptionError(
-                f"weights directory {directory}: {entry.name} of version {manifest.version} in "
-                f"{manifest.buffer} has checksum {found:#010x}, published was "
-                f"{entry.checksum:#010x}"
-            )

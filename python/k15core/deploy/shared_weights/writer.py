@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +23,7 @@ from k15core.deploy.shared_weights.manifest import (
     Shard,
     TensorEntry,
     aligned,
+    check,
     encode,
     expected_bytes,
     fits,
@@ -29,7 +32,7 @@ from k15core.deploy.shared_weights.manifest import (
 from k15core.errors import ConflictError, InvalidInputError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -82,28 +85,28 @@ class WeightWriter:
         tensor that is not kept or comes twice, StorageError where memory is short (saying how much)
         or where a reader does not let go of the buffer in time (naming it).
         """
-        if self._lock < 0:
-            raise InvalidInputError(f"weights directory {self.directory}: the writer is closed")
         if type(version) is not int or not 0 <= version <= MAX_VERSION:
             raise InvalidInputError(f"version {version!r}: expected 0 to {MAX_VERSION}")
         last = self.manifest
-        buffer = BUFFERS[1] if last is not None and last.buffer == BUFFERS[0] else BUFFERS[0]
-        file = self._files[buffer]
-        if not lock(file, seconds=self.wait_seconds):
-            raise StorageError(
-                f"weights directory {self.directory}: {holders(file)} still reads {buffer}, which "
-                f"version {version} is to be written to, after {self.wait_seconds:g} s"
-            )
-        try:
-            if total_bytes is None:
-                total_bytes = last.bytes if last is not None else 0
-            self._reserve(buffer, max(total_bytes, 1), version)  # what is empty cannot be mapped
-            manifest = self._copy_all(tensors, buffer, version)
-            self._rename_into_place(manifest)
-        finally:
-            unlock(file)
-        self.manifest = manifest
-        return manifest
+        if total_bytes is None:
+            total_bytes = last.bytes if last is not None else 0
+        with self._next_buffer(version, total_bytes) as buffer:
+            return self._finish(self._copy_all(tensors, buffer, version))
+
+    def receive(
+        self, manifest: Manifest, fill: Callable[[str, NDArray[np.uint8]], None]
+    ) -> Manifest:
+        """Publish here what was published elsewhere, under the manifest that it has there.
+
+        `fill` is handed a buffer's name and as many bytes of its memory as the manifest says, and
+        writes what the other directory's buffer holds. Each tensor is then held against its
+        checksum. Raises CorruptionError that names one that has not come whole, and as `publish`.
+        """
+        with self._next_buffer(manifest.version, manifest.bytes) as buffer:
+            memory = np.frombuffer(self._mappings[buffer], np.uint8, manifest.bytes)
+            fill(buffer, memory)
+            check(memory, manifest, where=f"weights for {self.directory}")
+            return self._finish(replace(manifest, buffer=buffer))
 
     def close(self, *, unlink: bool = True) -> None:
         """Stop writing. With `unlink`, the files are removed, and the directory if it is empty
@@ -137,6 +140,25 @@ class WeightWriter:
             os.close(file)
         self._files.clear()
         self._lock = -1
+
+    @contextmanager
+    def _next_buffer(self, version: int, total_bytes: int) -> Iterator[str]:
+        """The buffer that holds no version that readers find, with room, and without readers."""
+        if self._lock < 0:
+            raise InvalidInputError(f"weights directory {self.directory}: the writer is closed")
+        last = self.manifest
+        buffer = BUFFERS[1] if last is not None and last.buffer == BUFFERS[0] else BUFFERS[0]
+        file = self._files[buffer]
+        if not lock(file, seconds=self.wait_seconds):
+            raise StorageError(
+                f"weights directory {self.directory}: {holders(file)} still reads {buffer}, which "
+                f"version {version} is to be written to, after {self.wait_seconds:g} s"
+            )
+        try:
+            self._reserve(buffer, max(total_bytes, 1), version)  # what is empty cannot be mapped
+            yield buffer
+        finally:
+            unlock(file)
 
     def _copy_all(
         self,
@@ -207,10 +229,13 @@ class WeightWriter:
         if buffer not in self._mappings or len(self._mappings[buffer]) < have:
             self._mappings[buffer] = mmap.mmap(file, have)
 
-    def _rename_into_place(self, manifest: Manifest) -> None:
+    def _finish(self, manifest: Manifest) -> Manifest:
+        """Let readers find it."""
         fresh = self.directory / f"{FILE}.new"
         fresh.write_bytes(encode(manifest))
         fresh.replace(self.directory / FILE)
+        self.manifest = manifest
+        return manifest
 
 
 def _copy_into(target: NDArray[np.uint8], tensor: Tensor) -> int:
