@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import urllib.error
@@ -82,26 +83,29 @@ class Killer:
         self.directory, self.kills = directory, kills
 
     def __call__(self, state: State) -> None:
-        self.strike(state.phase, state.process.pid if state.process else None)
+        self.strike(state.phase, state.process)
 
-    def strike(self, moment: str, pid: int | None) -> None:
+    def strike(self, moment: str, engine: process.Identity | None) -> None:
         for kill in self.kills:
             who, when = kill.split(":")
-            if when != moment or (who != "sidecar" and pid is None):
+            pidfd = engine.watch() if engine is not None else None
+            if when != moment or (who != "sidecar" and pidfd is None):
                 continue
             try:
                 (self.directory / f"killed:{kill}").touch(exist_ok=False)
             except FileExistsError:
                 continue
-            if who != "sidecar" and pid is not None:
-                os.kill(pid, signal.SIGKILL)
+            if who != "sidecar" and pidfd is not None:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if who != "engine":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif pidfd is not None:
+                select.select([pidfd], [], [])
 
     def launching(self, launch: Callable[..., Any]) -> Callable[..., Any]:
         def launched(*arguments: Any, **options: Any) -> Any:
             child = launch(*arguments, **options)
-            self.strike("launched", None)
+            self.strike("launched", None)  # nobody has written down what was started
             return child
 
         return launched
