@@ -15,6 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,28 @@ def test_stop_ends_an_engine_that_hangs_in_a_call(room: Path) -> None:
         assert engine.stop().phase == "stopped"
         caller.join()
         assert failures
+
+
+def test_an_update_that_is_refused_leads_nowhere_once_stop_was_asked(room: Path) -> None:
+    called, go_on = threading.Event(), threading.Event()
+
+    class Slow(TinyEngine):
+        def update(self, url: str, directory: str, version: int, published: int) -> None:
+            called.set()
+            go_on.wait()
+            raise InvalidInputError(f"{url} has no {version}, {published} of {directory}")
+
+    with CheckpointEngine(Slow(room), room) as engine, ThreadPoolExecutor(2) as callers:
+        engine.start()
+        updated = callers.submit(engine.update, publish(room, 1), 1)
+        called.wait()
+        stopped = callers.submit(engine.stop)
+        while engine.state().goal != "stopped":
+            threading.Event().wait(0.01)
+        go_on.set()
+        assert stopped.result().phase == "stopped"
+        with pytest.raises(ProcessDiedError, match="update: another call led it elsewhere"):
+            updated.result()
 
 
 def test_over_http_errors_keep_their_kind_and_words(

@@ -45,7 +45,7 @@ class CheckpointEngineClient:
     InvalidInputError with the sidecar's words where it refuses.
     """
 
-    def __init__(self, url: str, *, seconds: float = 900.0, patience: float = 30.0) -> None:
+    def __init__(self, url: str, *, seconds: float = 3600.0, patience: float = 30.0) -> None:
         parts = urllib.parse.urlsplit(url)
         try:
             host, port = parts.hostname, parts.port

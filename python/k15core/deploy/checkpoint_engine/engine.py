@@ -19,7 +19,6 @@ from k15core.deploy.checkpoint_engine import process
 from k15core.deploy.checkpoint_engine.machine import NO_WEIGHTS, Machine, Release
 from k15core.deploy.checkpoint_engine.program import EngineProgram
 from k15core.deploy.checkpoint_engine.state import Phase, State
-from k15core.deploy.shared_weights.manifest import read_manifest
 from k15core.errors import ConflictError, Error, InvalidInputError, ProcessDiedError
 
 
@@ -237,6 +236,8 @@ def _expect_up(call: str, state: State) -> None:
 
 def _published(directory: str) -> int:
     """The version that a directory has now. A restarted engine must not take a later one for it."""
+    from k15core.deploy.shared_weights.manifest import read_manifest  # which loads numpy
+
     manifest = read_manifest(Path(directory))
     if manifest is None:
         raise InvalidInputError(f"directory = {directory!r}: no version of weights is there")

@@ -191,33 +191,34 @@ class Machine:
         self.change(last_error=str(error))
 
     def _update(self, url: str) -> None:
-        directory, version, published = (
-            self.state.directory or "",
-            self.state.version or 0,
-            self.state.published or 0,
-        )
+        asked = self.state
         try:
             with self._watched():
-                self.program.update(url, directory, version, published)
+                self.program.update(
+                    url, asked.directory or "", asked.version or 0, asked.published or 0
+                )
         except ProcessDiedError as error:
             self._lose(error)
         except Error as error:
             has = self._version(url)
-            self.change(
-                goal="started" if has is None else "serving",
-                phase="started" if has is None else "serving",
-                directory=None,
-                version=has,
-                published=None,
-                loaded=has,
-                last_error=str(error),
-            )
-            raise
+            where: Literal["started", "serving"] = "started" if has is None else "serving"
+            weights = {**NO_WEIGHTS, "version": has, "loaded": has}
+            with self.changed:
+                if self._still_wants(asked):
+                    self.change(phase=where, goal=where, last_error=str(error), **weights)
+                    raise
+                self.change(loaded=None, last_error=str(error))
         else:
             with self.changed:
-                now = (self.state.directory, self.state.version, self.state.published)
-                if now == (directory, version, published):
-                    self.change(phase="serving", loaded=version)
+                if self._still_wants(asked):
+                    self.change(phase="serving", loaded=asked.version)
+
+    def _still_wants(self, asked: State) -> bool:
+        """Whether no call has led elsewhere since that state."""
+        return all(
+            getattr(self.state, name) == getattr(asked, name)
+            for name in ("goal", "directory", "version", "published")
+        )
 
     def _version(self, url: str) -> int | None:
         try:
