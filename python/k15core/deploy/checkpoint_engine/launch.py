@@ -8,11 +8,20 @@ import fcntl
 import os
 import sys
 
-lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError:
-    print("another engine process holds", sys.argv[1], file=sys.stderr)
-    sys.exit(75)
-os.set_inheritable(lock, True)
-os.execvp(sys.argv[2], sys.argv[2:])
+LOCKED = 75
+
+
+def main(path: str, command: list[str]) -> None:
+    """Take the lock and become the command; exits with LOCKED where another holds it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another engine process holds", path, file=sys.stderr)
+        sys.exit(LOCKED)
+    os.set_inheritable(lock, True)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

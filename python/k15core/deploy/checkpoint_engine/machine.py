@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from k15core.deploy.checkpoint_engine import process
+from k15core.deploy.checkpoint_engine.launch import LOCKED
 from k15core.deploy.checkpoint_engine.memory import Meter
 from k15core.deploy.checkpoint_engine.process import Identity
 from k15core.deploy.checkpoint_engine.program import EngineProgram
@@ -255,7 +256,7 @@ class Machine:
         state, code = self.state, self._code
         if state.process is None:
             return False
-        if code == process.LOCKED:
+        if code == LOCKED:
             lock = self.directory / "engine.lock"
             self.change(process=None, last_error=f"another engine process holds {lock}")
             time.sleep(LOOK_SECONDS)  # whose lock it is may not be marked yet

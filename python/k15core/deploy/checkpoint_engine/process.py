@@ -24,9 +24,6 @@ MARK = "K15CORE_ENGINE"
 URL = "K15CORE_ENGINE_URL"
 """The environment variable with the address at which the process will answer."""
 
-LOCKED = 75
-"""What `launch` exits with where another engine process holds the lock."""
-
 
 @dataclass(frozen=True)
 class Identity:
