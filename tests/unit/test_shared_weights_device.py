@@ -42,7 +42,8 @@ def test_what_is_published_arrives(tmp_path: Path, device: str, bucket_bytes: in
         for version in range(5):
             given = model_of(version * 40)
             writer.publish(given.items(), version)
-            kept = list(reader.tensors(version=version))
+            with reader.open(version=version) as weights:
+                kept = list(weights.tensors())
             assert [name for name, _ in kept] == list(given)
             for name, tensor in kept:
                 assert tensor.device.type == device
@@ -66,37 +67,39 @@ def test_buckets_are_ranges_that_hold_each_tensor_once(tmp_path: Path, size: int
     assert list(buckets(Manifest(0, "buffer-0", 0, ()), size)) == []
 
 
-def test_a_version_is_held_until_the_iteration_ends(tmp_path: Path) -> None:
+def test_a_version_is_held_until_it_is_closed(tmp_path: Path) -> None:
     with (
         WeightWriter(tmp_path / "weights", wait_seconds=0.0) as writer,
         DeviceReader(writer.directory, "cpu", bucket_bytes=1) as reader,
     ):
         writer.publish(model_of(0).items(), 0)
-        arriving = reader.tensors()
-        next(arriving)
-        writer.publish(model_of(1).items(), 1)
-        with pytest.raises(StorageError, match="still reads buffer-0"):
-            writer.publish(model_of(2).items(), 2)
-        assert len(list(arriving)) == len(model_of(0)) - 1
-        del arriving
+        with reader.open() as weights:
+            arriving = weights.tensors()
+            next(arriving)
+            writer.publish(model_of(1).items(), 1)
+            with pytest.raises(StorageError, match="still reads buffer-0"):
+                writer.publish(model_of(2).items(), 2)
+            assert len(list(arriving)) == len(model_of(0)) - 1
         writer.publish(model_of(2).items(), 2)
-        assert torch.equal(dict(reader.tensors())["4"], model_of(2)["4"])
+        with reader.open() as weights:
+            assert torch.equal(dict(weights.tensors())["4"], model_of(2)["4"])
 
 
 def test_what_does_not_arrive_is_told(tmp_path: Path) -> None:
     with (
-        WeightWriter(tmp_path / "weights") as writer,
+        WeightWriter(tmp_path / "weights", wait_seconds=0.0) as writer,
         DeviceReader(writer.directory, "cpu") as reader,
     ):
         with pytest.raises(InvalidInputError, match="no version"):
-            next(reader.tensors())
+            reader.open()
         manifest = writer.publish([("a", torch.ones(4))], 0)
         with (writer.directory / manifest.buffer).open("r+b") as file:
             file.write(b"\x01")
         with pytest.raises(CorruptionError, match="a of version 0"):
-            next(reader.tensors())
+            reader.open()
         writer.publish([("a", torch.ones(4), Shard((8,), (4,)))], 1)
-        with pytest.raises(InvalidInputError, match="a is a shard"):
-            next(reader.tensors())
+        with reader.open() as weights, pytest.raises(InvalidInputError, match="a is a shard"):
+            next(weights.tensors())
+        writer.publish([("a", torch.ones(4))], 2)
     with pytest.raises(InvalidInputError, match="bucket_bytes 0"):
         DeviceReader(tmp_path, "cpu", bucket_bytes=0)

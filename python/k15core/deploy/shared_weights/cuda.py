@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from k15core.deploy.shared_weights.reader import WeightReader
+from k15core.deploy.shared_weights.reader import SharedWeights, WeightReader
 from k15core.errors import InvalidInputError, StorageError
 
 if TYPE_CHECKING:
@@ -55,6 +55,55 @@ def buckets(manifest: Manifest, size: int) -> Iterator[Bucket]:
         yield _bucket(held)
 
 
+class DeviceWeights:
+    """A published version on its way to a device: a WeightSource. Made by a DeviceReader.
+
+    The version is held until `close`.
+    """
+
+    def __init__(
+        self, weights: SharedWeights, host: Tensor, device: torch.device, bucket_bytes: int
+    ) -> None:
+        self.weights = weights
+        self.version = weights.version
+        self._host = host
+        self._device = device
+        self._bucket_bytes = bucket_bytes
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors on the device, in the order of publication, ready for the current
+        stream. A tensor may be kept; it keeps its bucket's device memory. Raises InvalidInputError
+        for shards."""
+        for entry in self.weights.manifest.tensors:
+            if entry.shard is not None:
+                raise InvalidInputError(
+                    f"weights directory {self.weights.directory}: {entry.name} is a shard, "
+                    "expected whole tensors"
+                )
+        cut = buckets(self.weights.manifest, self._bucket_bytes)
+        if self._device.type == "cuda":
+            yield from _overlapped(self._host, cut, self._device)
+        else:
+            for bucket in cut:
+                there = self._host[bucket.start : bucket.end].to(self._device, copy=True)
+                yield from _views(there, bucket)
+
+    def close(self) -> None:
+        """Let the version go. A second call does nothing."""
+        self.weights.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class DeviceReader:
     """Brings one version of a directory after the other to a device.
 
@@ -77,29 +126,15 @@ class DeviceReader:
         self._reader = WeightReader(self.directory)
         self._pinned: dict[str, _Pinned] = {}
 
-    def tensors(
-        self, *, version: int | None = None, verify: bool = True
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors on the device, in the order of publication, ready for the current
-        stream. A tensor may be kept; it keeps its bucket's device memory.
-
-        The version is held until the iteration ends. Raises as SharedWeights.open and `tensors`.
-        """
-        with self._reader.open(version=version, verify=verify) as weights:
-            shards = [entry.name for entry in weights.manifest.tensors if entry.shard is not None]
-            if shards:
-                raise InvalidInputError(
-                    f"weights directory {self.directory}: {shards[0]} is a shard, expected whole "
-                    "tensors"
-                )
+    def open(self, *, version: int | None = None, verify: bool = True) -> DeviceWeights:
+        """As SharedWeights.open."""
+        weights = self._reader.open(version=version, verify=verify)
+        try:
             host = self._host(weights.manifest)
-            cut = buckets(weights.manifest, self.bucket_bytes)
-            if self.device.type == "cuda":
-                yield from _overlapped(host, cut, self.device)
-            else:
-                for bucket in cut:
-                    there = host[bucket.start : bucket.end].to(self.device, copy=True)
-                    yield from _views(there, bucket)
+        except BaseException:
+            weights.close()
+            raise
+        return DeviceWeights(weights, host, self.device, self.bucket_bytes)
 
     def close(self) -> None:
         """Unregister and let go. A second call does nothing."""
