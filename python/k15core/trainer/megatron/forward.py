@@ -14,7 +14,10 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import (
+    gather_from_tensor_model_parallel_region,
+    vocab_parallel_cross_entropy,
+)
 from torch import Tensor
 
 from k15core.algorithms import LossTerms
@@ -36,21 +39,31 @@ class Passes:
         self._temperature = temperature
         self._device = "cpu" if device == "cpu" else "cuda"
 
-    @torch.no_grad()
     def log_probs(self, micros: Sequence[Micro]) -> list[Any]:
         """The log-probs [N] of each micro-batch on the last stage, nothing on the others."""
+        return self._score(micros, lambda z, m: self._token_log_probs(z, m, self._temperature))
+
+    def logits(self, micros: Sequence[Micro]) -> list[Any]:
+        """The logits [T, V] of each micro-batch on the last stage, nothing on the others."""
+        size = self._vocab_size
+        gather = gather_from_tensor_model_parallel_region
+        return self._score(micros, lambda logits, _: gather(logits)[0, :, :size])
+
+    @torch.no_grad()
+    def _score(
+        self, micros: Sequence[Micro], collect: Callable[[Tensor, Micro], Tensor]
+    ) -> list[Any]:
+        """What `collect` makes of the logits of each micro-batch, as arrays."""
         self._model.eval()
 
         def step(source: Iterator[Micro], model: Any) -> tuple[Tensor, Any]:
             micro = next(source)
-            output = self._forward(model, micro)
 
-            def collect(logits: Tensor, non_loss_data: bool = True) -> Any:
+            def kept(logits: Tensor, non_loss_data: bool = True) -> Any:
                 del non_loss_data
-                found = self._token_log_probs(logits, micro, self._temperature)
-                return found.float().cpu().numpy()
+                return collect(logits, micro).float().cpu().numpy()
 
-            return output, collect
+            return self._forward(model, micro), kept
 
         try:
             return self._run(step, micros, forward_only=True, collect_non_loss_data=True)

@@ -155,7 +155,7 @@ class Workers:
         self, rank: int, error: BaseException | None, words: str, waiting: dict[Connection, int]
     ) -> BaseException:
         """Rank `rank` raised: end the others. If one of them has died, that is what is told."""
-        if error is None:
+        if error is None and waiting:
             for channel in wait(list(waiting), GRACE_SECONDS):
                 assert isinstance(channel, Connection)
                 try:

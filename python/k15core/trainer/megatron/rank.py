@@ -108,6 +108,10 @@ class Rank:
         """Log-probs [N] of each micro-batch, where this rank is of the last stage."""
         return self.passes.log_probs(micros)
 
+    def logits(self, micros: Sequence[Micro]) -> list[Any]:
+        """Logits [T, V] of each micro-batch, where this rank is of the last stage."""
+        return self.passes.logits(micros)
+
     def accumulate(self, micros: Sequence[Micro], *, responses: int) -> list[list[float]]:
         """The gradient of a mini-batch's loss, whole on every data-parallel rank; no step."""
 

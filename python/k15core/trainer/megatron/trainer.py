@@ -7,13 +7,10 @@ puts together what the last pipeline stages report.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +21,8 @@ from k15core.models.config import ModelConfig
 from k15core.trainer.base import check_pack, check_step, pack_demonstrations, response_mask
 from k15core.trainer.megatron.dealing import as_batch, deal, micro_for_rank
 from k15core.trainer.megatron.placement import Placement, Ranks, start
-from k15core.trainer.megatron.settings import Layout, Settings
+from k15core.trainer.megatron.saved import SHARDS, Saved, empty_shards
+from k15core.trainer.megatron.settings import Layout, Micro, Settings
 from k15core.trainer.optimizer import check_number
 
 if TYPE_CHECKING:
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
     from k15core.types import Demonstration
 
     LearningRate = float | Callable[[int], float]
-
-
-FILE = "trainer.json"
-SHARDS = "megatron"
 
 
 class MegatronTrainer:
@@ -138,20 +132,36 @@ class MegatronTrainer:
     def log_probs(self, batch: PackedBatch) -> NDArray[np.float32]:
         """Log-probs [T] of all response tokens under the present weights, 0 on prompts."""
         check_pack(batch)
+        out = np.zeros(len(batch.input_ids), np.float32)
+        for micro, asked, answer in self._scores("log_probs", batch, response_mask(batch)):
+            values = np.zeros(len(asked.input_ids), np.float32)
+            values[asked.places] = answer
+            micro.scatter(values, out)
+        return out
+
+    def logits(self, batch: PackedBatch) -> NDArray[np.float32]:
+        """Logits [T, V] of every token of a small batch, to hold against other implementations.
+
+        Row t is of the token after t; no temperature is in it.
+        """
+        check_pack(batch)
+        out = np.zeros((len(batch.input_ids), self.config.vocab_size), np.float32)
+        for micro, _, answer in self._scores("logits", batch, response_mask(batch)):
+            micro.scatter(answer, out)
+        return out
+
+    def _scores(
+        self, method: str, batch: PackedBatch, mask: NDArray[np.bool_]
+    ) -> Iterator[tuple[MicroBatch, Micro, NDArray[np.float32]]]:
+        """Each micro-batch, what was sent of it, and what the rank that reports answered."""
         self._check_ids(batch)
         dealt = self._deal(batch)
-        mask = response_mask(batch)
         sent = [[micro_for_rank(micro, micro.gather(mask)) for micro in rank] for rank in dealt]
-        found = self._call("log_probs", each=[sent[p["data"]] for p in self._places])
-        out = np.zeros(len(batch.input_ids), np.float32)
+        found = self._call(method, each=[sent[place["data"]] for place in self._places])
         for place, answers in zip(self._places, found, strict=True):
             if place["reports"]:
                 rank = place["data"]
-                for micro, asked, answer in zip(dealt[rank], sent[rank], answers, strict=True):
-                    values = np.zeros(len(asked.input_ids), np.float32)
-                    values[asked.places] = answer
-                    micro.scatter(values, out)
-        return out
+                yield from zip(dealt[rank], sent[rank], answers, strict=True)
 
     def step(
         self,
@@ -254,13 +264,8 @@ class MegatronTrainer:
         The latter is written last; name the directory in a manifest only after this returns.
         """
         folder = Path(directory).resolve()
-        (folder / FILE).unlink(missing_ok=True)
-        if (folder / SHARDS).exists():
-            rmtree(folder / SHARDS)
-        (folder / SHARDS).mkdir(parents=True)
-        self._call("save", str(folder / SHARDS))
-        state = {"steps": self.steps, "layout": asdict(self.layout)}
-        (folder / FILE).write_text(json.dumps(state) + "\n")
+        self._call("save", empty_shards(folder))
+        Saved(self.steps, self.layout).write(folder)
 
     def load(self, directory: str) -> None:
         """Return to what `save` wrote, in any layout; bit for bit in the same one.
@@ -268,20 +273,14 @@ class MegatronTrainer:
         Workers that have ended are started anew, and memory that was given away is taken back.
         """
         folder = Path(directory).resolve()
-        try:
-            state = json.loads((folder / FILE).read_text())
-            steps, layout = int(state["steps"]), state["layout"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"checkpoint {folder}: {FILE} is not there or not what save wrote ({error!r})"
-            ) from error
+        saved = Saved.read(folder)
         if not self._workers.alive:
             self._workers.close()
             self._workers = self._start()
             self._lent = False
             self._build()
-        self._workers.call("load", str(folder / SHARDS), random=layout == asdict(self.layout))
-        self.steps = steps
+        self._workers.call("load", str(folder / SHARDS), random=saved.layout == self.layout)
+        self.steps = saved.steps
         self._offloaded = False
 
     def offload(self) -> None:
