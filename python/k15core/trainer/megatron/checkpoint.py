@@ -25,10 +25,13 @@ def save(directory: str, module: Any, optimizers: list[Any], optimizer: Any) -> 
     _mend_saving(optimizers)
     _prime(optimizers)
     state = _state(module, optimizer, loading=False)
-    state["random"] = _by_rank(_random_state())
+    random = _random_state()
+    state["random"] = _by_rank(random)
     # It would start a process a rank, which loads torch to pass results on from here to here.
     filesystem_async._results_queue = Queue()
     dist_checkpointing.save(state, directory)
+    # Saving draws numbers itself: whoever goes on from here has to go on as who loads does.
+    _set_random(random)
 
 
 def load(
@@ -45,10 +48,7 @@ def load(
     module.load_state_dict(found["model"])
     optimizer.load_state_dict(found["optimizer"])
     if random:
-        torch.set_rng_state(found["random"]["torch"])
-        if found["random"]["cuda"] is not None:
-            torch.cuda.set_rng_state(found["random"]["cuda"])
-        get_cuda_rng_tracker().set_states(found["random"]["tracker"])
+        _set_random(found["random"])
 
 
 def _state(module: Any, optimizer: Any, *, loading: bool) -> dict[str, Any]:
@@ -63,6 +63,13 @@ def _random_state() -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "tracker": get_cuda_rng_tracker().get_states(),
     }
+
+
+def _set_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
 
 
 def _by_rank(value: Any) -> ShardedObject:

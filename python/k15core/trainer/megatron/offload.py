@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 class Offload:
     """Moves one rank's buffers out, and back in."""
@@ -44,6 +46,7 @@ class Offload:
             each.offload_to_cpu()
         for buffer in buffers:
             buffer.offload_to_cpu(move_params=True, move_grads=False)
+        torch.cuda.empty_cache()
         self._out = True
 
     def reload(self) -> None:

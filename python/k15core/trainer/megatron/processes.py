@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -20,7 +22,13 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from k15core.errors import ConflictError, InvalidInputError, ProcessDiedError, StorageError
+from k15core.errors import (
+    ConflictError,
+    Error,
+    InvalidInputError,
+    ProcessDiedError,
+    StorageError,
+)
 from k15core.trainer.optimizer import DivergedError
 
 WORDS = 2000
@@ -48,12 +56,16 @@ class Workers:
         self.device = device
         self.directory = Path(tempfile.mkdtemp(prefix="k15core-megatron-"))
         """Holds the logs, rank-0.log, …, and the file at which the ranks meet."""
+        weakref.finalize(self, rmtree, self.directory, ignore_errors=True)
         self._started: list[tuple[subprocess.Popen[bytes], Connection]] = []
         self._died: str | None = None
         environment = {**os.environ}
         if device == "cpu":
             share = max(1, (os.cpu_count() or 1) // ranks)
             environment.setdefault("OMP_NUM_THREADS", str(share))
+        else:
+            # So that a GPU computes and communicates in the order that Megatron counts on.
+            environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         for rank in range(ranks):
             self._started.append(self._start(rank, environment))
         self._joined = False
@@ -97,15 +109,29 @@ class Workers:
         """
         if self._died is not None:
             raise ProcessDiedError(self._died)
-        if not self._joined:
-            self._joined = True
-            url = f"file://{self.directory / 'rendezvous'}"
-            common = {"ranks": len(self), "rendezvous": url, "device": self.device}
-            self._send("join", [((), {"rank": rank, **common}) for rank in range(len(self))])
-            self._answers()
-        firsts = [(value,) for value in each] if each else [()] * len(self)
-        self._send(method, [((*first, *shared), keywords) for first in firsts])
-        return self._answers()
+        try:
+            if not self._joined:
+                self._joined = True
+                self._join()
+            firsts = [(value,) for value in each] if each else [()] * len(self)
+            self._send(method, [((*first, *shared), keywords) for first in firsts])
+            return self._answers()
+        except Error:
+            raise
+        except BaseException:
+            # Interrupted: an answer that nobody has read would be taken for that of the next call.
+            self._died = f"the call of {method} was interrupted"
+            self._kill()
+            raise
+
+    def _join(self) -> None:
+        common = {
+            "ranks": len(self),
+            "rendezvous": f"file://{self.directory / 'rendezvous'}",
+            "device": self.device,
+        }
+        self._send("join", [((), {"rank": rank, **common}) for rank in range(len(self))])
+        self._answers()
 
     def _send(self, method: str, messages: Sequence[tuple[tuple[Any, ...], Any]]) -> None:
         for rank, (arguments, keywords) in enumerate(messages):
@@ -145,23 +171,23 @@ class Workers:
         code = process.returncode
         how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
         words = self._log(rank).read_text(errors="replace")[-WORDS:].strip()
-        self._died = f"rank {rank} of {len(self)} ended {how}" + (
-            f"; it said: {words}" * bool(words)
-        )
-        self._kill()
+        said = f"; the end of its log: {words}" if words else ""
+        self._died = f"rank {rank} of {len(self)} ended {how}{said}"
         return ProcessDiedError(self._died)
 
     def _failed(
         self, rank: int, error: BaseException | None, words: str, waiting: dict[Connection, int]
     ) -> BaseException:
         """Rank `rank` raised: end the others. If one of them has died, that is what is told."""
-        if error is None and waiting:
-            for channel in wait(list(waiting), GRACE_SECONDS):
+        deadline = time.monotonic() + GRACE_SECONDS
+        while error is None and waiting and time.monotonic() < deadline:
+            for channel in wait(list(waiting), deadline - time.monotonic()):
                 assert isinstance(channel, Connection)
+                other = waiting.pop(channel)
                 try:
                     channel.recv()
                 except (EOFError, OSError):
-                    return self._ended(waiting[channel])
+                    return self._ended(other)
         self._died = f"rank {rank} of {len(self)} failed: {words}"
         self._kill()
         return error or ProcessDiedError(self._died)

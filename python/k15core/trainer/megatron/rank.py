@@ -52,6 +52,8 @@ class Rank:
         self.settings = settings
         self.config = ModelConfig.from_directory(settings.directory)
         _divide(settings.layout)
+        # Tensor-parallel ranks must draw the same dropout of what each holds whole.
+        torch.manual_seed(SEED)
         cpu = settings.device == "cpu"
         model_parallel_cuda_manual_seed(SEED, inference_rng_tracker=cpu, force_reset_rng=True)
         transformer = model.transformer_config(

@@ -122,7 +122,12 @@ class MegatronTrainer:
         self._published = 0
         self._handed: SharedWeights | None = None
         self._offloaded = False
-        self._build()
+        try:
+            self._build()
+        except BaseException:
+            if not self._lent:
+                self._workers.close()
+            raise
 
     @property
     def pids(self) -> list[int]:
