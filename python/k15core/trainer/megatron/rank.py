@@ -29,29 +29,21 @@ from k15core.trainer.optimizer import DivergedError
 
 if TYPE_CHECKING:
     from k15core.algorithms import LossTerms
-    from k15core.trainer.megatron.settings import Layout, Micro, Settings
+    from k15core.trainer.megatron.groups import World
+    from k15core.trainer.megatron.settings import Micro, Settings
 
 BETAS = (0.9, 0.95)
 SEED = 1234
 """Of dropout, where an option asks for any."""
 
 
-def join(rank: int, ranks: int, rendezvous: str, device: str) -> None:
-    """Become one of `ranks` processes that meet at `rendezvous`, a URL of torch.distributed."""
-    if device != "cpu":
-        torch.cuda.set_device(rank % torch.cuda.device_count())
-    distributed.init_process_group(
-        "gloo" if device == "cpu" else "nccl", init_method=rendezvous, rank=rank, world_size=ranks
-    )
-
-
 class Rank:
     """The shard of this process, built from a model directory."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, world: World) -> None:
         self.settings = settings
         self.config = ModelConfig.from_directory(settings.directory)
-        _divide(settings.layout)
+        world.divide(settings.layout)
         # Tensor-parallel ranks must draw the same dropout of what each holds whole.
         torch.manual_seed(SEED)
         cpu = settings.device == "cpu"
@@ -197,7 +189,9 @@ class Rank:
         self._offload.reload()
 
     def close(self) -> None:
-        """Remove what this rank holds in shared memory."""
+        """Remove what this rank holds in shared memory, and let the model's own memory go."""
+        # Hooks on the gradients refer to the model, where no garbage collector sees it.
+        self.ddp.grad_accs.clear()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -247,15 +241,6 @@ class Rank:
                 )
         self.optimizer.step_with_ready_grads()
         return norm
-
-
-def _divide(layout: Layout) -> None:
-    """Divide the ranks into groups anew."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
-    )
 
 
 def _chained(optimizer: Any) -> list[Any]:

@@ -26,6 +26,7 @@ class Worker:
     """Answers the trainer's calls; those that are not its own are the rank's."""
 
     def __init__(self) -> None:
+        self._world: Any = None
         self._rank: Any = None
 
     def join(self, **place: Any) -> None:
@@ -34,9 +35,9 @@ class Worker:
             from k15core.trainer.megatron import cpu_mode
 
             cpu_mode.enable()
-        from k15core.trainer.megatron.rank import join
+        from k15core.trainer.megatron.groups import World
 
-        join(**place)
+        self._world = World(**place)
 
     def build(self, settings: Settings) -> dict[str, Any]:
         """Hold a shard of a model, in the place of any other."""
@@ -45,7 +46,7 @@ class Worker:
         if self._rank is not None:
             self._rank.close()
         self._rank = None  # its memory first
-        self._rank = Rank(settings)
+        self._rank = Rank(settings, self._world)
         coordinates: dict[str, Any] = self._rank.coordinates()
         return coordinates
 
