@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from k15core.deploy.vllm.arguments import command_line, engine_arguments, set_environment
-from k15core.deploy.vllm.buckets import buckets, on_device
 from k15core.errors import InvalidInputError
 
 CONFIG = {
@@ -81,29 +79,3 @@ def test_the_callers_environment_wins() -> None:
     set_environment("cpu", environment)
     assert environment["OMP_NUM_THREADS"] == "7"
     assert environment["TORCHDYNAMO_DISABLE"] == "1"
-
-
-def test_buckets_hold_what_fits_in_order() -> None:
-    sizes = [100, 200, 300, 1, 5000, 255, 1]
-    tensors = [(str(i), torch.zeros(n, dtype=torch.uint8)) for i, n in enumerate(sizes)]
-    planned = list(buckets(tensors, 1024))
-    assert [[name for name, *_ in bucket] for bucket in planned] == [
-        ["0", "1", "2"], ["3"], ["4"], ["5", "6"],
-    ]  # fmt: skip
-    for bucket in planned:
-        ends = [0, *(start + tensor.nbytes for _, tensor, start in bucket)]
-        starts = [start for *_, start in bucket]
-        assert all(
-            start >= end and start % 256 == 0 for start, end in zip(starts, ends[:-1], strict=True)
-        )
-        assert len(bucket) == 1 or ends[-1] <= 1024
-    assert list(on_device(tensors, torch.device("cpu"))) == tensors
-
-
-def test_buckets_arrive_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: copies by bucket are for one")
-    tensors = [(str(i), torch.randn(7 + i, 33)) for i in range(50)]
-    arrived = dict(on_device(tensors, torch.device("cuda"), bucket_bytes=4096))
-    for name, tensor in tensors:
-        assert torch.equal(arrived[name].cpu(), tensor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,8 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from k15core.deploy.shared_weights import SharedWeights
+from k15core.deploy.shared_weights.cuda import DeviceReader, DeviceWeights
 from k15core.deploy.vllm.arguments import BACKEND
-from k15core.deploy.vllm.buckets import on_device
 from k15core.deploy.vllm.launch import SERVER_PID, end_group_with
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedInit, SharedUpdate]):
     init_info_cls = SharedInit
     update_info_cls = SharedUpdate
     model: Any  # a torch module with vLLM's load_weights
+    _reader: DeviceReader | None = None
 
     def init_transfer_engine(self, init_info: SharedInit) -> None:
         """Nothing to do."""
@@ -61,12 +63,9 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedInit, SharedUpdate]):
 
     def receive_weights(self, update_info: SharedUpdate) -> None:
         """Load one whole version."""
-        with (
-            SharedWeights.open(update_info.directory, version=update_info.version) as weights,
-            torch.no_grad(),
-        ):
+        with self._open(update_info) as weights, torch.no_grad():
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(on_device(weights.tensors(), self.device))
+            self.model.load_weights(weights.tensors())
             finalize_layerwise_reload(self.model, self.model_config)
             if self.device.type == "cpu":
                 pack_tied_layers(self.model)
@@ -75,7 +74,18 @@ class SharedMemoryTransfer(WeightTransferEngine[SharedInit, SharedUpdate]):
         """Nothing more: see `receive_weights`."""
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Unregister what a GPU reads from; nothing else is held between updates."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _open(self, update: SharedUpdate) -> SharedWeights | DeviceWeights:
+        if self.device.type != "cuda":
+            return SharedWeights.open(update.directory, version=update.version)
+        if self._reader is None or self._reader.directory != Path(update.directory):
+            self.shutdown()
+            self._reader = DeviceReader(update.directory, self.device)
+        return self._reader.open(version=update.version)
 
 
 def pack_tied_layers(model: nn.Module) -> None:
