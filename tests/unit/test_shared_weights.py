@@ -149,6 +149,7 @@ def test_what_fails_half_way_leaves_the_last_version(writer: WeightWriter) -> No
         [("", torch.ones(1))],
         [("a", torch.ones(1, dtype=torch.complex64))],
         [("a", torch.ones(1).to_sparse())],
+        [("a", torch.ones(1, device="meta"))],
         [("a", torch.ones(2), Shard((3,), (2,)))],
     ):
         with pytest.raises(InvalidInputError, match="tensor"):
@@ -307,13 +308,13 @@ def test_directories_of_dead_runs_are_removed_and_of_live_ones_not(tmp_path: Pat
         tmp_path / f"k15core-{name}-4194304-1" for name in ("read", "written", "..")
     )
     for each in (gone, read_by_someone):
-        with WeightWriter(each) as made:
+        with WeightWriter(each / "trainer") as made:
             made.publish(MODEL.items(), 0)
             made.close(unlink=False)
     foreign.symlink_to(tmp_path)
     (tmp_path / "k15core-notes").mkdir()
-    reader = SharedWeights.open(read_by_someone)
-    with WeightWriter(written), RunDirectory("demo", root=tmp_path) as mine:
+    reader = SharedWeights.open(read_by_someone / "trainer")
+    with WeightWriter(written / "trainer"), RunDirectory("demo", root=tmp_path) as mine:
         assert mine.path.name == f"k15core-demo-{os.getpid()}-{start_time(os.getpid())}"
         assert not gone.exists()
         assert remove_leftovers(tmp_path) == []
@@ -325,6 +326,6 @@ def test_directories_of_dead_runs_are_removed_and_of_live_ones_not(tmp_path: Pat
         )
     assert not mine.path.exists()
     reader.close()
-    assert remove_leftovers(tmp_path) == [read_by_someone]
+    assert remove_leftovers(tmp_path) == [read_by_someone, written]
     with pytest.raises(InvalidInputError, match="name 'a/b'"):
         RunDirectory("a/b", root=tmp_path)

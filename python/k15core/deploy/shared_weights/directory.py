@@ -100,10 +100,13 @@ def _remove_unless_held(path: Path) -> bool:
         files.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
         if os.fstat(files[0]).st_uid != os.geteuid() or not try_lock(files[0], shared=False):
             return False
-        for inner in sorted(path.iterdir()):
-            files.append(os.open(inner, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
-            if not try_lock(files[-1], shared=False):
-                return False
+        # A run keeps the directories of its writers in its own.
+        for place, folders, names in os.walk(path):
+            for name in (*folders, *names):
+                inner = os.open(Path(place, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                files.append(inner)
+                if not try_lock(inner, shared=False):
+                    return False
         shutil.rmtree(path)
     except OSError:  # not a directory, not ours to read, or gone in the meantime
         return False

@@ -188,8 +188,8 @@ class WeightWriter:
     ) -> TensorEntry:
         if not isinstance(name, str) or not name:
             raise InvalidInputError(f"tensor name {name!r}: expected some text")
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise InvalidInputError(f"tensor {name}: expected a dense torch tensor")
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            raise InvalidInputError(f"tensor {name}: expected a dense torch tensor with values")
         shape = tuple(tensor.shape)
         if shard is not None and not fits(shard, shape):
             raise InvalidInputError(f"tensor {name}: {shard} has no piece of shape {shape}")
@@ -223,7 +223,8 @@ class WeightWriter:
                     errno.ENOSPC,
                     f"weights directory {self.directory}: {buffer} needs {wanted} bytes for "
                     f"version {version}, has {held}, and {free} are free: "
-                    f"{max(1, wanted - held - free)} bytes are missing",
+                    f"{max(1, wanted - held - free)} bytes are missing; give a larger tmpfs "
+                    "(in Docker: --shm-size) or another directory",
                 ) from error
             have = wanted
         if buffer not in self._mappings or len(self._mappings[buffer]) < have:
