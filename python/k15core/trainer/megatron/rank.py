@@ -57,7 +57,8 @@ class Rank:
         read_directory(settings.directory, self.config, table)
         self.exporter = Exporter(self.config, table)
         wrapped: Any = self.module
-        if transformer.fp16 or transformer.bf16:
+        half = transformer.fp16 or transformer.bf16
+        if half:
             wrapped = Float16Module(transformer, wrapped)
         ddp = {"use_distributed_optimizer": True, "grad_reduce_in_fp32": True, **settings.ddp}
         self.ddp = DistributedDataParallel(
@@ -90,6 +91,7 @@ class Rank:
             vocab_size=self.config.vocab_size,
             temperature=settings.temperature,
             device=settings.device,
+            half=half,
         )
 
     def coordinates(self) -> dict[str, Any]:
