@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +17,7 @@ import pytest
 from generation import Story, run, stories
 
 from k15core.errors import Error, InvalidInputError, ProcessDiedError
-from k15core.rollout.vllm import VllmServerEngine
+from k15core.rollout.vllm import VllmFleet, VllmServerEngine
 from k15core.rollout.vllm.event_stream import events
 
 CONFIG = {
@@ -35,6 +37,13 @@ def next_token(ids: list[int]) -> int:
     return 2 + value % 95
 
 
+class Weights:
+    """Of no parameter: the stand-in has none."""
+
+    def tensors(self) -> list[tuple[str, object]]:
+        return []
+
+
 class StandIn(ThreadingHTTPServer):
     """Streams in parts of any size. `cut_after` and `abort_after` are the token at which each
     stream is cut off, and at which it is aborted."""
@@ -48,7 +57,7 @@ class StandIn(ThreadingHTTPServer):
         self.cut_after: int | None = None
         self.abort_after: int | None = None
         self.refusal: str | None = None
-        self.open, self.most_open = 0, 0
+        self.open, self.most_open, self.served = 0, 0, 0
         self.lock = threading.Lock()
         self.random = random.Random(0)
 
@@ -67,11 +76,15 @@ class Answer(BaseHTTPRequestHandler):
         self.tell({"weight_version": self.server.version})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
+        if "token_ids" not in body:
+            self.server.version = body.get("new_version", self.server.version)
+            return self.tell({"success": True})
         if self.server.refusal is not None:
             return self.tell({"error": self.server.refusal}, 400)
         with self.server.lock:
             self.server.open += 1
+            self.server.served += 1
             self.server.most_open = max(self.server.most_open, self.server.open)
         try:
             self.stream(body)
@@ -120,15 +133,23 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
 
 
-@pytest.fixture
-def stand_in() -> Iterator[StandIn]:
+@contextmanager
+def serving() -> Iterator[StandIn]:
     server = StandIn()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with serving() as server:
+        yield server
 
 
 def url(server: StandIn) -> str:
@@ -295,3 +316,58 @@ def test_events_end_at_the_last_one(stand_in: StandIn) -> None:
         return len([e async for e in events(parts.hostname, parts.port, "/x", body)])
 
     assert asyncio.run(drive()) == 9
+
+
+def test_a_fleet_is_who_the_file_names(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    members = tmp_path / "members"
+    with serving() as first, serving() as second, serving() as third, socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        absent = f"http://127.0.0.1:{silent.getsockname()[1]}"  # nobody listens there
+
+        def name(*servers: StandIn) -> None:
+            lines = [f"{url(server)}  # one" for server in servers]
+            members.write_text("\n".join(["", absent, *lines]))
+
+        def served(fleet: VllmFleet, version: int) -> list[bool]:
+            fleet.update_weights(Weights(), version)
+            before = [server.served for server in (first, second, third)]
+            told = stories([[3, n] for n in range(12)])
+            run(fleet, told, 20)
+            for story in told:
+                check(story, 20)
+                assert set(story.versions) == {version}
+            after = [server.served for server in (first, second, third)]
+            return [a > b for a, b in zip(after, before, strict=True)]
+
+        def fleet_of(**changes: object) -> VllmFleet:
+            settings = {
+                "members": members, "max_total_tokens": 400, "eos_token_ids": [5], "by": "url",
+                "start_seconds": 0.0,
+            }  # fmt: skip
+            return VllmFleet(tmp_path, **{**settings, **changes})
+
+        for content, message in ((None, "No such file"), ("# none", "at least one address")):
+            if content is not None:
+                members.write_text(content)
+            with pytest.raises(InvalidInputError, match=message):
+                fleet_of()
+        name()
+        with pytest.raises(ProcessDiedError, match="does not answer"):
+            fleet_of()
+        with pytest.raises(InvalidInputError, match="by = 'name'"):
+            fleet_of(by="name")
+        name(first, second)
+        fleet = fleet_of()
+        assert served(fleet, 1) == [True, True, False]
+        name(first, second, third)
+        assert served(fleet, 2) == [True, True, True]
+        name(third, second)
+        assert served(fleet, 3) == [False, True, True]
+        second.cut_after = 3  # it dies in the middle of a rollout: the third one goes on with all
+        assert served(fleet, 4) == [False, True, True]
+        assert len(fleet.lost) == 1
+        second.cut_after = None
+        assert served(fleet, 5) == [False, True, True]
+        assert fleet.lost == ()
+        fleet.close()

@@ -7,4 +7,5 @@ ENGINES = {
     "embedded": "k15core.rollout.embedded:EmbeddedEngine",
     "vllm": "k15core.rollout.vllm:VllmEngine",
     "vllm_server": "k15core.rollout.vllm:VllmServerEngine",
+    "vllm_fleet": "k15core.rollout.vllm:VllmFleet",
 }

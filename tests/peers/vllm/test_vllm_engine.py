@@ -23,6 +23,8 @@ from k15core.rollout.partial import PartialRollout
 from k15core.rollout.vllm import VllmEngine
 from k15core.types import Prompt
 
+pytestmark = pytest.mark.timeout(1200)  # a busy machine starts vLLM in minutes
+
 SETTINGS = {
     "max_total_tokens": 256,
     "eos_token_ids": [EOS],

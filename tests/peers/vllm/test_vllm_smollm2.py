@@ -22,6 +22,8 @@ from k15core.rollout.embedded import EmbeddedEngine
 from k15core.rollout.vllm import VllmEngine
 from k15core.tasks.tokenizer import DirectoryTokenizer
 
+pytestmark = pytest.mark.timeout(1200)  # a busy machine starts vLLM in minutes
+
 PROBLEMS = Path(__file__).parents[2] / "data" / "gsm8k_train.jsonl"
 TOKENS = 32
 

@@ -16,6 +16,9 @@ from k15core.errors import InvalidInputError, ProcessDiedError
 if TYPE_CHECKING:
     from k15core.deploy.vllm.program import VllmProgram
 
+PATIENCE = 30.0
+"""Seconds in which a sidecar that died is replaced."""
+
 Release = Literal["sleep", "restart"]
 
 
@@ -46,10 +49,12 @@ class OwnServer:
     it. Its log goes to `log`, by default a temporary file that is removed at the end.
     """
 
-    def __init__(self, program: VllmProgram, *, release: Release, log: str | Path | None) -> None:
+    def __init__(
+        self, program: VllmProgram, *, release: Release, log: str | Path | None, seconds: float
+    ) -> None:
         if release not in ("sleep", "restart"):
             raise InvalidInputError(f"release = {release!r}: expected sleep or restart")
-        self._release = release
+        self._release, self._seconds = release, seconds
         self._temporary = log is None
         if log is None:
             file, log = tempfile.mkstemp(prefix="k15core-vllm-", suffix=".log")
@@ -62,7 +67,7 @@ class OwnServer:
         if not self.server.is_alive():
             self._asleep = False
             self.server.start()
-        self.server.wait_healthy()
+        self.server.wait_healthy(seconds=self._seconds)
         if self._asleep:
             self.server.wake()
             self._asleep = False
@@ -91,7 +96,7 @@ class OwnServer:
 class GivenServer:
     """A server that somebody else started (`VllmProgram`) and keeps running."""
 
-    def __init__(self, url: str, *, seconds: float = 1800.0) -> None:
+    def __init__(self, url: str, *, seconds: float) -> None:
         self._control = VllmControl(url)
         self._seconds = seconds
         self._asleep = False
@@ -126,8 +131,8 @@ class GivenServer:
 class SidecarServer:
     """A server that a checkpoint engine (`k15 engine serve`) keeps, at this address of it."""
 
-    def __init__(self, url: str) -> None:
-        self._client = CheckpointEngineClient(url)
+    def __init__(self, url: str, *, seconds: float) -> None:
+        self._client = CheckpointEngineClient(url, patience=min(seconds, PATIENCE))
 
     def acquire(self) -> VllmControl:
         """Have the sidecar start it, or wake it up."""

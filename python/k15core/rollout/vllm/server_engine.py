@@ -45,7 +45,7 @@ class VllmServerEngine:
     `VllmProgram`); the one of the `checkpoint_engine` at that address; else one that this process
     starts with `engine_args`, `environment` and `python` (the interpreter of vLLM's environment),
     and that ends with it. `release` says how that one gives its memory back ("sleep" or "restart"),
-    `log` where it writes to.
+    `log` where it writes to. `start_seconds` is how long one waits for a server to answer.
 
     `stop` hands out what had arrived; tokens that were on their way are sampled anew when the
     stream is resumed. Any call raises ProcessDiedError once the server does not answer.
@@ -71,6 +71,7 @@ class VllmServerEngine:
         python: str | None = None,
         release: Release = "sleep",
         log: str | Path | None = None,
+        start_seconds: float = 1800.0,
     ) -> None:
         if url is not None and checkpoint_engine is not None:
             raise InvalidInputError(
@@ -100,12 +101,12 @@ class VllmServerEngine:
         self._closed = False
         self._owner: Owner
         if url is not None:
-            self._owner = GivenServer(url)
+            self._owner = GivenServer(url, seconds=start_seconds)
         elif checkpoint_engine is not None:
-            self._owner = SidecarServer(checkpoint_engine)
+            self._owner = SidecarServer(checkpoint_engine, seconds=start_seconds)
         else:
             program = VllmProgram(arguments, device=device, environment=environment, python=python)
-            self._owner = OwnServer(program, release=release, log=log)
+            self._owner = OwnServer(program, release=release, log=log, seconds=start_seconds)
         try:
             self._control: VllmControl = self._owner.acquire()
             if isinstance(self._owner, OwnServer) and load == "directory":
