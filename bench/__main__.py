@@ -24,6 +24,7 @@ CLAIMS = [
     "sandboxd_http",
     "loop_train",
     "weights_handover",
+    "engine_switch",
 ]
 """Modules of bench/, in the order in which they run. A claim's rows may have other names."""
 

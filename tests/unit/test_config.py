@@ -1,8 +1,10 @@
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from k15core import PromptSampler
 from k15core.config import Recipe, dump, load_recipe, parse_yaml, settings_for, validate
 from k15core.errors import InvalidInputError
 from k15core.registry import resolve
@@ -146,3 +148,4 @@ def test_every_recipe_reads_and_its_parts_take_its_settings(path: Path) -> None:
             if parameter.default is parameter.empty
         }
         settings_for(make, kind.settings(), needed, room)
+    PromptSampler(np.arange(4), difficulty=np.ones(4, np.float32), **recipe.sampling)
