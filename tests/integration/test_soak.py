@@ -27,12 +27,12 @@ def test_no_verdict_is_lost_when_long_runs_lose_slot_after_slot() -> None:
         pytest.skip("the soak's program is compiled: apt install gcc libc6-dev")
     endings = [ending for ending in ENDINGS if ending.name == "memory"]
     done = soak(
-        20,
+        10,
         runner="direct",
         slots=2,
         seed=1,
         tell=lambda _: None,
-        least_kills=16,
+        least_kills=10,
         kill_every=0.001,
         endings=endings,
     )
