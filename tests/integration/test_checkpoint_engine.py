@@ -320,6 +320,25 @@ def test_an_update_that_is_refused_leads_nowhere_once_stop_was_asked(room: Path)
             updated.result()
 
 
+def test_shared_memory_of_killed_processes_is_removed(room: Path) -> None:
+    program = (
+        "import time, multiprocessing.shared_memory as s\n"
+        "print(s.SharedMemory(create=True, size=4096).name, flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    mark, log = str(room.resolve()), room / "log"
+    pid = process.launch(
+        [sys.executable, "-c", program], {}, mark=mark, url="", lock=room / "lock", log=log
+    )
+    while not (log.exists() and (name := log.read_text().strip())):
+        threading.Event().wait(0.01)
+    segment = Path("/dev/shm") / name
+    assert segment.exists()
+    process.end(mark, grace_seconds=0)
+    assert not segment.exists()
+    assert process.exit_code(pid) is not None
+
+
 def test_over_http_errors_keep_their_kind_and_words(
     room: Path, sidecars: Callable[[str, list[str]], Sidecars]
 ) -> None:

@@ -25,6 +25,10 @@ URL = "K15CORE_ENGINE_URL"
 """The environment variable with the address at which the process will answer."""
 
 
+CLEANING_SECONDS = 5.0
+"""How long what removes the shared memory of dead processes may take before it is killed too."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """A process: its number, its start in ticks since boot, and where these mean something."""
@@ -139,11 +143,24 @@ def end(mark: str, *, grace_seconds: float, leader: Identity | None = None) -> N
             os.close(pidfd)
     deadline = time.monotonic() + 60
     sessions = {identity.pid for identity in leaders(mark)} | ({leader.pid} if leader else set())
+    cleaning = time.monotonic() + CLEANING_SECONDS
     while pids := [*marked(mark), *_leaving(sessions)]:
+        trackers = {pid for pid in pids if _is_tracker(pid)}
         for pid in pids:
-            _kill(pid, mark, deadline)
+            if pid not in trackers or time.monotonic() > cleaning:
+                _kill(pid, mark, deadline)
+        if trackers.issuperset(pids):
+            time.sleep(0.005)
         if time.monotonic() > deadline:
             raise TimeoutError(f"processes {pids} of the engine were killed and do not end")
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether it is Python's own process that removes shared memory whose users have died."""
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _kill(pid: int, mark: str, deadline: float) -> None:
