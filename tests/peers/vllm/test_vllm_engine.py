@@ -124,6 +124,32 @@ def test_stopping_and_resuming_loses_and_duplicates_no_token(bench: Bench) -> No
         assert handed[a.trajectory_id] == len(a.tokens)
 
 
+def test_a_resumed_prefix_is_cached_until_new_weights_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached: list[int] = []
+    step = bench.vllm._vllm._engine.step
+
+    def told() -> list:
+        outputs = step()
+        cached.extend(output.num_cached_tokens or 0 for output in outputs)
+        return outputs
+
+    bench.use(0)
+    prompt = prompts_of(1, seed=9, longest=60)[0]
+    given = stories([[n, *prompt] for n in range(2, 26)])
+    run(bench.vllm, given, 90)
+    story = next(s for s in given if s.reason == "length")
+    monkeypatch.setattr(bench.vllm._vllm._engine, "step", told)
+    run(bench.vllm, [story], 5)
+    length = len(story.prompt) + 90
+    assert max(cached) >= length // 32 * 32 - 32, "all but the last block"
+    cached.clear()
+    bench.use(1)
+    run(bench.vllm, [story], 5)
+    assert max(cached) == 0
+
+
 def test_noise_is_a_function_of_seed_trajectory_and_tokens_so_far(bench: Bench) -> None:
     bench.use(0)
     prompt = [[7, 8, 9]]
