@@ -22,13 +22,28 @@ FAMILIES = {
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen2": {"num_key_value_heads": 4, "tie_word_embeddings": False},
     "qwen3": {"num_key_value_heads": 2, "tie_word_embeddings": False, "head_dim": 12},
+    "llama-biases": {
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
 }
 ALGORITHMS: dict[str, Algorithm] = {
     "llama": MirrorDescent(0.3),
     "qwen2": ReST(),
     "qwen3": MirrorDescent(0.1),
+    "llama-biases": MirrorDescent(0.3),
 }
-TEMPERATURES = {"llama": 1.0, "qwen2": 0.7, "qwen3": 1.3}
+TEMPERATURES = {"llama": 1.0, "qwen2": 0.7, "qwen3": 1.3, "llama-biases": 1.0}
 LENGTHS = [(3, 5), (2, 1), (4, 9), (1, 4), (2, 7), (3, 3)]
 RECOMPUTE = {
     "recompute_granularity": "full",
@@ -45,7 +60,7 @@ def needs_megatron() -> None:
 def directory(family: str, folder: Path, seed: int = 0) -> Path:
     """A model whose every parameter is random, written for the workers to read."""
     config = {
-        "model_type": family,
+        "model_type": family.split("-")[0],
         "vocab_size": VOCAB,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -55,7 +70,7 @@ def directory(family: str, folder: Path, seed: int = 0) -> Path:
         "rope_theta": 1e4,
         **FAMILIES[family],
     }
-    model = new_model(config, seed=seed, embedding_std=0.5, head_std=0.2)
+    model = new_model(config, seed=seed, embedding_std=0.2, head_std=0.2)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -66,10 +81,15 @@ def directory(family: str, folder: Path, seed: int = 0) -> Path:
 
 
 def work(seed: int = 0, rows: int = 6) -> tuple[PackedBatch, np.ndarray, np.ndarray]:
-    """A batch, advantages of both signs, and log-probs of some π_i."""
+    """A batch, advantages of both signs, and log-probs of some π_i.
+
+    One response is masked altogether, another in part.
+    """
     rng = np.random.default_rng(seed)
     groups = [row // 3 for row in range(rows)]
     batch = packed(LENGTHS[:rows], vocab=VOCAB, group_ids=groups, seed=seed)
+    for row, start, end in ((3, 1, 5), (2, 6, 9)) if rows > 3 else ():
+        batch.loss_mask[batch.cu_seqlens[row] + start : batch.cu_seqlens[row] + end] = 0
     advantages = rng.normal(size=rows).astype(np.float32)
     old = (rng.normal(-4, 0.3, len(batch.input_ids)) * batch.loss_mask).astype(np.float32)
     return batch, advantages, old

@@ -17,7 +17,6 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transfor
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F  # noqa: N812
 
-from k15core.errors import InvalidInputError
 from k15core.models.lean import rope_frequencies
 from k15core.trainer.megatron import cpu_mode
 from k15core.trainer.megatron.local_layers import local_layers
@@ -31,12 +30,6 @@ def transformer_config(
     config: ModelConfig, layout: Layout, device: str, options: Mapping[str, Any]
 ) -> TransformerConfig:
     """What megatron-core calls the configuration, `options` laid over it untouched."""
-    biases = (config.qkv_bias, config.o_bias, config.mlp_bias)
-    if biases not in ((False, False, False), (True, False, False), (True, True, True)):
-        raise InvalidInputError(
-            f"{config.family} with qkv_bias, o_bias, mlp_bias = {biases}: megatron-core has none, "
-            "those of q, k and v, or all"
-        )
     half = "bf16" if options.get("bf16") else "fp16" if options.get("fp16") else None
     dtype = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[half]
     given: dict[str, Any] = {

@@ -42,7 +42,13 @@ class Layout:
         return self.tensor * self.pipeline * self.data
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse a layout that the model cannot be divided by."""
+        """Refuse a model that megatron-core has not, and a layout that does not divide it."""
+        biases = (config.qkv_bias, config.o_bias, config.mlp_bias)
+        if biases not in ((False, False, False), (True, False, False), (True, True, True)):
+            raise InvalidInputError(
+                f"{config.family} with qkv_bias, o_bias, mlp_bias = {biases}: megatron-core has "
+                "none, those of q, k and v, or all"
+            )
         for name, count in (
             ("tensor_parallel", self.tensor),
             ("pipeline_parallel", self.pipeline),
