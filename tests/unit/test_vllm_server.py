@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from k15core.deploy.vllm.control import VllmControl
+from k15core.deploy.vllm.group import end_group, members
 from k15core.deploy.vllm.program import VllmProgram
-from k15core.deploy.vllm.server import VllmServer, _members
+from k15core.deploy.vllm.server import VllmServer
 from k15core.errors import InvalidInputError, ProcessDiedError
 
 DEADLINE = 60.0
@@ -31,9 +32,12 @@ from k15core.deploy.vllm.launch import end_group_at_eof
 if int(sys.argv[4]) >= 0:
     end_group_at_eof(int(sys.argv[4]))
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=64)  # starts a process that removes it at the end
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers()
+        body = '{{"weight_version": "' + str(int(memory.name[4:], 16)) + '"}}'
+        self.send_response(200); self.end_headers(); self.wfile.write(body.encode())
 server = HTTPServer(("127.0.0.1", 0), Answer, bind_and_activate=False)
 server.socket = socket.socket(fileno=int(sys.argv[3]))
 server.server_activate()
@@ -53,6 +57,11 @@ def server(folder: Path, **settings: object) -> VllmServer:
     return VllmServer(VllmProgram({}, python=program), log=folder / "vllm.log", **settings)
 
 
+def shared_memory(running: VllmServer) -> Path:
+    """What the stand-in has in shared memory: its answers name it, as a number."""
+    return Path("/dev/shm") / f"psm_{running.version():08x}"
+
+
 def wait_until(done: object) -> None:
     deadline = time.monotonic() + DEADLINE
     while not done():
@@ -65,12 +74,12 @@ def test_a_server_is_started_found_again_and_ended_with_its_children(tmp_path: P
     process = ours.start()
     assert ours.start() == process
     ours.wait_healthy(seconds=DEADLINE)
-    assert len(_members(process.pid, process.started)) == 2
+    assert len(members(process.pid)) == 3
     other = server(tmp_path)
     assert other.adopt(process)
     assert other.is_healthy()
     ours.stop(seconds=DEADLINE)
-    assert not _members(process.pid, process.started)
+    assert not members(process.pid)
     assert not other.is_alive()
     assert not other.adopt(process)
     ours.stop()
@@ -81,16 +90,22 @@ def test_a_killed_server_leaves_nothing_and_starts_again(tmp_path: Path) -> None
     ours = server(tmp_path)
     first = ours.start()
     ours.wait_healthy(seconds=DEADLINE)
+    shared = shared_memory(ours)
+    assert shared.exists()
     os.kill(first.pid, signal.SIGKILL)
     wait_until(lambda: not ours.is_alive())
     with pytest.raises(ProcessDiedError, match="does not answer GET /weight_info"):
         ours.version()
     second = ours.start()
     assert second.pid != first.pid
-    assert not _members(first.pid, first.started)
+    assert not members(first.pid)
+    assert not shared.exists()
     ours.wait_healthy(seconds=DEADLINE)
+    shared = shared_memory(ours)
+    assert shared.exists()
     ours.kill()
-    assert not _members(second.pid, second.started)
+    assert not members(second.pid)
+    assert not shared.exists()
 
 
 @pytest.mark.parametrize("outlives", [False, True])
@@ -105,14 +120,14 @@ def test_a_server_ends_with_its_owner_unless_it_shall_outlive_it(
         f"s = VllmServer(program, log={str(tmp_path / 'log')!r}, outlives={outlives})\n"
         "t = threading.Thread(target=s.start); t.start(); t.join()\n"  # the thread is not the owner
         f"s.wait_healthy(seconds={DEADLINE}); p = s.process\n"
-        "print(p.pid, p.started, p.url, flush=True); sys.stdin.read()"
+        "print(p.pid, p.url, flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert owner.stdin is not None
     assert owner.stdout is not None
-    pid, started, url = owner.stdout.readline().split()
+    pid, url = owner.stdout.readline().split()
     assert VllmControl(url).is_healthy(seconds=DEADLINE)
     owner.kill()
     owner.wait()
@@ -120,9 +135,9 @@ def test_a_server_ends_with_its_owner_unless_it_shall_outlive_it(
     owner.stdout.close()
     if outlives:
         assert VllmControl(url).is_healthy(seconds=DEADLINE)
-        assert len(_members(int(pid), int(started))) == 2
-        os.killpg(int(pid), signal.SIGKILL)
-    wait_until(lambda: not _members(int(pid), int(started)))
+        assert len(members(int(pid))) == 3
+        end_group(int(pid))
+    wait_until(lambda: not members(int(pid)))
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vllm_parts import EOS, LOOPING, REPETITION, Policies, check_same_greedy, pr
 
 from k15core import Store
 from k15core.deploy.shared_weights import SharedWeights, WeightWriter
-from k15core.deploy.vllm.server import _members
+from k15core.deploy.vllm.group import members
 from k15core.errors import InvalidInputError, ProcessDiedError
 from k15core.rollout.embedded import EmbeddedEngine
 from k15core.rollout.partial import PartialRollout
@@ -64,7 +64,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         process = made.server.process
         made.engine.close()
         made.engine.close()
-    assert process is None or not _members(process.pid, process.started)
+    assert process is None or not members(process.pid)
     assert not list(Path("/dev/shm").glob("k15core-vllm*"))
 
 
@@ -264,7 +264,7 @@ def test_a_killed_server_is_told_and_the_rollout_goes_on_with_the_next(bench: Be
 
     bench.engine.acquire()
     assert bench.server.process != first
-    assert not _members(first.pid, first.started)
+    assert not members(first.pid)
     with pytest.raises(InvalidInputError, match="version None"):
         run(bench.engine, stories([[3]]), 4)
     weights = {version: 0, bench.use(1): 1}

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import sys
 import threading
+
+from k15core.deploy.vllm.group import end_own_group
 
 SERVER_PID = "K15CORE_VLLM_SERVER_PID"
 
@@ -25,7 +26,7 @@ def end_group_at_eof(file: int) -> None:
     def watch() -> None:
         while os.read(file, 64):
             pass
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        end_own_group()
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
@@ -35,12 +36,12 @@ def end_group_with(pid: int) -> None:
     try:
         file = os.pidfd_open(pid)
     except ProcessLookupError:
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        end_own_group()
         raise
 
     def watch() -> None:
         select.select([file], [], [])
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        end_own_group()
 
     threading.Thread(target=watch, name="server watch", daemon=True).start()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from k15core.deploy.shared_weights.directory import start_time
+from k15core.deploy.vllm.group import end_group, stat
 from k15core.errors import InvalidInputError, ProcessDiedError
 
 if TYPE_CHECKING:
@@ -104,9 +105,8 @@ class VllmServer:
             return False
         if self._child is not None:
             return self._child.poll() is None
-        return (
-            start_time(self.process.pid) == self.process.started and _state(self.process.pid) != "Z"
-        )
+        pid = self.process.pid
+        return start_time(pid) == self.process.started and stat(pid)[:1] != ["Z"]
 
     def is_healthy(self) -> bool:
         """Whether it answers, and its engine lives."""
@@ -169,13 +169,9 @@ class VllmServer:
         """End the process and everything that it started, and wait until they are gone."""
         if self.process is None:
             return
-        group = self.process.pid
-        while _members(group, self.process.started):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
-            if self._child is not None:
-                self._child.poll()
-            time.sleep(POLL_SECONDS)
+        # Numbers are not used again while their group lives; after that it is another's leader.
+        if start_time(self.process.pid) in (None, self.process.started):
+            end_group(self.process.pid)
         if self._child is not None:
             self._child.wait()
         if self._lifeline is not None:
@@ -201,33 +197,3 @@ class VllmServer:
             return self.log.read_text(errors="replace")[-LOG_TAIL:]
         except OSError as error:
             return str(error)
-
-
-def _members(group: int, started: int) -> list[int]:
-    """Living processes of a group whose leader started then.
-
-    None once the group's number belongs to others: ids are not used again while a group lives.
-    """
-    leader = start_time(group)
-    if leader is not None and leader != started:
-        return []
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat(int(entry.name))
-            if fields and int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def _state(pid: int) -> str:
-    fields = _stat(pid)
-    return fields[0] if fields else ""
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, group and so on of a process, from behind its name in /proc/PID/stat."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
