@@ -133,11 +133,14 @@ def test_a_server_ends_with_its_owner_unless_it_shall_outlive_it(
     owner.wait()
     owner.stdin.close()
     owner.stdout.close()
-    if outlives:
-        assert VllmControl(url).is_healthy(seconds=DEADLINE)
-        assert len(members(int(pid))) == 3
+    try:
+        if outlives:
+            assert VllmControl(url).is_healthy(seconds=DEADLINE)
+            assert len(members(int(pid))) == 3
+        else:
+            wait_until(lambda: not members(int(pid)))
+    finally:
         end_group(int(pid))
-    wait_until(lambda: not members(int(pid)))
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
