@@ -9,13 +9,17 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from k15core.errors import InvalidInputError, ProcessDiedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from k15core.deploy.checkpoint_engine import EngineState, State
+    from k15core.deploy.checkpoint_engine.service import Fetch
     from k15core.deploy.vllm.program import VllmProgram
 
 LISTEN = "127.0.0.1:8300"
@@ -109,6 +113,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="S",
         help="how long vLLM may take to start (default: 1800)",
     )
+    serve.add_argument(
+        "--engine-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="the address at which vLLM itself listens (default: 127.0.0.1)",
+    )
+    serve.add_argument(
+        "--fetch-host",
+        metavar="HOST",
+        help="let updates name weights of another node, which Mooncake brings into --weights; HOST "
+        "is this node's address there",
+    )
+    serve.add_argument("--fetch-protocol", choices=("tcp", "rdma"), default="tcp")
+    serve.add_argument("--fetch-device", default="", metavar="NAME", help="for rdma: which device")
     serve.set_defaults(command=_serve)
     for name, summary in CALLS.items():
         call = actions.add_parser(
@@ -146,14 +164,18 @@ def _serve(options: argparse.Namespace) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with CheckpointEngine(
-        _program(options),
-        options.state or f"{weights}.engine",
-        release=options.release,
-        start_seconds=options.start_seconds,
-        observer=_Teller(),
-    ) as engine:
-        service = Service(engine, host=host, port=int(port), weights=weights)
+    with (
+        _fetch(options, weights) as fetch,
+        CheckpointEngine(
+            _program(options),
+            options.state or f"{weights}.engine",
+            host=options.engine_host,
+            release=options.release,
+            start_seconds=options.start_seconds,
+            observer=_Teller(),
+        ) as engine,
+    ):
+        service = Service(engine, host=host, port=int(port), weights=weights, fetch=fetch)
         thread = threading.Thread(target=service.serve)
         thread.start()
         print(f"checkpoint engine: {service.url}", flush=True)
@@ -162,6 +184,23 @@ def _serve(options: argparse.Namespace) -> int:
         service.shutdown()
         thread.join()
     return 0
+
+
+@contextmanager
+def _fetch(options: argparse.Namespace, weights: str) -> Iterator[Fetch | None]:
+    """What brings weights of another node here, where it was asked for."""
+    if options.fetch_host is None:
+        yield None
+        return
+    from k15core.deploy.mooncake import WeightReceiver
+
+    with WeightReceiver(
+        weights,
+        host=options.fetch_host,
+        protocol=options.fetch_protocol,
+        device=options.fetch_device,
+    ) as receiver:
+        yield lambda address: receiver.fetch(address).version
 
 
 def _program(options: argparse.Namespace) -> VllmProgram:

@@ -85,6 +85,11 @@ class CheckpointEngineClient:
             body["published"] = published
         return EngineState(**self._call("POST", "update", body))
 
+    def update_from(self, address: str, version: int) -> EngineState:
+        """Have it serve, as `version`, with what a `WeightSender` of another node serves there."""
+        body = {"address": address, "version": version}
+        return EngineState(**self._call("POST", "update", body))
+
     def drain(self) -> EngineState:
         """Have it take no more requests, and wait for those under way."""
         return EngineState(**self._call("POST", "drain"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,8 +18,17 @@ MAX_BODY = 1 << 20
 CALLS = ("start", "update", "drain", "release", "stop")
 
 
+Fetch = Callable[[str], int]
+"""Brings what a `WeightSender` serves at an address into the service's directory of weights; the
+version by which it is published there."""
+
+
 class Service:
-    """Serves `engine` at `host`:`port` (0: one that is free) once `serve` is called."""
+    """Serves `engine` at `host`:`port` (0: one that is free) once `serve` is called.
+
+    `weights` is the directory that an update without one means. With `fetch` an update may name an
+    address on another node instead.
+    """
 
     def __init__(
         self,
@@ -27,8 +37,14 @@ class Service:
         host: str = "127.0.0.1",
         port: int = 0,
         weights: str | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
-        handler = type("Handler", (_Handler,), {"engine": engine, "weights": weights})
+        given = {
+            "engine": engine,
+            "weights": weights,
+            "fetch": staticmethod(fetch) if fetch else None,
+        }
+        handler = type("Handler", (_Handler,), {**given, "fetching": threading.Lock()})
         self._server = ThreadingHTTPServer((host, port), handler)
         self._server.daemon_threads = True  # a call that waits must not hold up the end
         self.url = f"http://{host}:{self._server.server_address[1]}"
@@ -46,6 +62,8 @@ class Service:
 class _Handler(BaseHTTPRequestHandler):
     engine: CheckpointEngine
     weights: str | None
+    fetch: Fetch | None
+    fetching: threading.Lock
     protocol_version = "HTTP/1.1"
     timeout = 60  # between requests of a connection; a call may take longer
 
@@ -85,9 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(content) if content else {}
         except ValueError as error:
             raise InvalidInputError(f"the body: expected JSON: {error}") from None
-        fields = {"directory", "version", "published"} if name == "update" else set()
+        fields = {"directory", "version", "published", "address"} if name == "update" else set()
         if not isinstance(body, dict) or not body.keys() <= fields:
-            expected = "an object of directory, version, published" if fields else "none, or {}"
+            words = "an object of directory, version, published, or of address and version"
+            expected = words if fields else "none, or {}"
             raise InvalidInputError(f"the body of /{name}: expected {expected}")
         if name != "update":
             method: Callable[[], State] = getattr(self.engine, name)
@@ -100,7 +119,31 @@ class _Handler(BaseHTTPRequestHandler):
             raise InvalidInputError(f"version = {version!r}: expected a count, at least 0")
         if published is not None and not _is_count(published):
             raise InvalidInputError(f"published = {published!r}: expected a count, at least 0")
+        if "address" in body:
+            return self._update_from(body, directory, version)
         return lambda: self.engine.update(directory, version, published=published)
+
+    def _update_from(
+        self, body: dict[str, Any], directory: str, version: int
+    ) -> Callable[[], State]:
+        """An update with weights of another node, once they are in this one's memory."""
+        address, fetch = body["address"], self.fetch
+        if body.keys() - {"address", "version"} or not isinstance(address, str):
+            raise InvalidInputError(
+                f"address = {address!r}: expected text, without directory and published beside it"
+            )
+        if fetch is None:
+            raise InvalidInputError(
+                f"address = {address!r}: this sidecar fetches nothing, expected it to be served "
+                "with --fetch-host"
+            )
+
+        def update() -> State:
+            with self.fetching:
+                published = fetch(address)
+            return self.engine.update(directory, version, published=published)
+
+        return update
 
     def _say(self, status: int, answer: dict[str, Any]) -> None:
         content = json.dumps(answer).encode() + b"\n"

@@ -24,8 +24,8 @@ class VllmFleet(Fleet):
     An address is that of a checkpoint engine (`k15 engine serve`), or, with `by` "url", of a vLLM
     server. The file is read again at each `update_weights`: what is new joins, what is gone leaves
     and is stopped; what does not answer within `start_seconds` is tried again the next time. The
-    other settings are those of `VllmServerEngine`, for each server. All of them read weights from
-    this machine's shared memory.
+    other settings are those of `VllmServerEngine`, for each server. They read weights from this
+    machine's shared memory, or with `transfer` are on other nodes, all of them.
 
     Raises InvalidInputError where the file names no server, ProcessDiedError where none answers.
     """
@@ -44,6 +44,7 @@ class VllmFleet(Fleet):
         weights: str | Path | None = None,
         by: Literal["checkpoint_engine", "url"] = "checkpoint_engine",
         start_seconds: float = 10.0,
+        transfer: Mapping[str, Any] | None = None,
     ) -> None:
         if by not in ("checkpoint_engine", "url"):
             raise InvalidInputError(f"by = {by!r}: expected checkpoint_engine or url")
@@ -58,6 +59,7 @@ class VllmFleet(Fleet):
             "device": device,
             "load": "dummy",
             "start_seconds": start_seconds,
+            "transfer": transfer,
         }
         self._made = 0
         self._members: dict[str, VllmServerEngine] = {}

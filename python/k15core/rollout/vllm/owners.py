@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from k15core.deploy.checkpoint_engine import CheckpointEngineClient
 from k15core.deploy.vllm.control import VllmControl
@@ -14,6 +14,9 @@ from k15core.deploy.vllm.server import VllmServer
 from k15core.errors import InvalidInputError, ProcessDiedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from k15core.deploy.mooncake import WeightSender
     from k15core.deploy.vllm.program import VllmProgram
 
 PATIENCE = 30.0
@@ -129,10 +132,18 @@ class GivenServer:
 
 
 class SidecarServer:
-    """A server that a checkpoint engine (`k15 engine serve`) keeps, at this address of it."""
+    """A server that a checkpoint engine (`k15 engine serve`) keeps, at this address of it.
 
-    def __init__(self, url: str, *, seconds: float) -> None:
+    With `transfer` (arguments of `WeightSender`: host, protocol, device) it is on another node, to
+    which Mooncake brings the weights.
+    """
+
+    def __init__(
+        self, url: str, *, seconds: float, transfer: Mapping[str, Any] | None = None
+    ) -> None:
         self._client = CheckpointEngineClient(url, patience=min(seconds, PATIENCE))
+        self._transfer = transfer
+        self._senders: dict[Path, WeightSender] = {}
 
     def acquire(self) -> VllmControl:
         """Have the sidecar start it, or wake it up."""
@@ -140,7 +151,10 @@ class SidecarServer:
 
     def update(self, directory: Path, version: int, published: int) -> VllmControl:
         """Have the sidecar load what is published in the directory."""
-        return self._control(self._client.update(directory, version, published=published).url)
+        if self._transfer is None:
+            return self._control(self._client.update(directory, version, published=published).url)
+        address = self._sender(directory).serve(published)
+        return self._control(self._client.update_from(address, version).url)
 
     def release(self) -> None:
         """Have the sidecar give the memory back, in the way that it was told to."""
@@ -148,7 +162,20 @@ class SidecarServer:
 
     def close(self) -> None:
         """Have the sidecar end the engine's process; it stays itself."""
+        for sender in self._senders.values():
+            sender.close()
+        self._senders.clear()
         self._client.stop()
+
+    def _sender(self, directory: Path) -> WeightSender:
+        from k15core.deploy.mooncake import WeightSender
+
+        if directory not in self._senders:
+            try:
+                self._senders[directory] = WeightSender(directory, **self._transfer or {})
+            except TypeError as error:
+                raise InvalidInputError(f"transfer = {self._transfer}: {error}") from error
+        return self._senders[directory]
 
     def _control(self, url: str | None) -> VllmControl:
         if url is None:

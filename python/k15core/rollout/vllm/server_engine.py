@@ -40,12 +40,18 @@ QUEUED = 2
 class VllmServerEngine:
     """A `RolloutEngine` over a vLLM 0.32.0 server.
 
-    Settings are those of `VllmEngine`. The server is one of three: at `url`, where somebody keeps
-    one running (with VLLM_SERVER_DEV_MODE=1 and the arguments of `engine_arguments`: see
-    `VllmProgram`); the one of the `checkpoint_engine` at that address; else one that this process
-    starts with `engine_args`, `environment` and `python` (the interpreter of vLLM's environment),
-    and that ends with it. `release` says how that one gives its memory back ("sleep" or "restart"),
-    `log` where it writes to. `start_seconds` is how long one waits for a server to answer.
+    Settings are those of `VllmEngine`. The server is one of three:
+
+    - at `url`, where somebody keeps one running (with VLLM_SERVER_DEV_MODE=1 and the arguments of
+      `engine_arguments`: see `VllmProgram`);
+    - the one of the `checkpoint_engine` at that address; on another node with `transfer`, arguments
+      of a `WeightSender` (host: this node's address there; protocol and device), for Mooncake then
+      brings the weights to it;
+    - else one that this process starts with `engine_args`, `environment` and `python` (the
+      interpreter of vLLM's environment), and that ends with it. `release` says how that one gives
+      its memory back ("sleep" or "restart"), `log` where it writes to.
+
+    `start_seconds` is how long one waits for a server to answer.
 
     `stop` hands out what had arrived; tokens that were on their way are sampled anew when the
     stream is resumed. Any call raises ProcessDiedError once the server does not answer.
@@ -67,6 +73,7 @@ class VllmServerEngine:
         weights: str | Path | None = None,
         url: str | None = None,
         checkpoint_engine: str | None = None,
+        transfer: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         python: str | None = None,
         release: Release = "sleep",
@@ -103,7 +110,7 @@ class VllmServerEngine:
         if url is not None:
             self._owner = GivenServer(url, seconds=start_seconds)
         elif checkpoint_engine is not None:
-            self._owner = SidecarServer(checkpoint_engine, seconds=start_seconds)
+            self._owner = SidecarServer(checkpoint_engine, seconds=start_seconds, transfer=transfer)
         else:
             program = VllmProgram(arguments, device=device, environment=environment, python=python)
             self._owner = OwnServer(program, release=release, log=log, seconds=start_seconds)
