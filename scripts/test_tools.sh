@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests of the sandbox and of the metadata lack: bash scripts/test_tools.sh PYTHON
+# Installs what the tests of the sandbox, the metadata and the ways between nodes lack: bash scripts/test_tools.sh PYTHON
 # As root on Debian or Ubuntu, by apt and by name; elsewhere it says what is missing, and tests skip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,6 +25,11 @@ lacks perl -e 'use Test::Deep' && missing+=" libtest-deep-perl"
 
 # A real etcd. Where systemd runs, Debian's package starts one of its own as well.
 command -v etcd >/dev/null || missing+=" etcd-server"
+
+# Mooncake's engine is linked to them, also where it uses TCP.
+for library in libibverbs1 librdmacm1 libnuma1; do
+  PATH=$PATH:/sbin ldconfig -p | grep -q "${library%1}.so.1" || missing+=" $library"
+done
 
 read -ra missing <<<"${missing//$'\n'/ }"
 [ ${#missing[@]} = 0 ] && exit 0
