@@ -28,7 +28,7 @@ command -v etcd >/dev/null || missing+=" etcd-server"
 
 # Mooncake's engine is linked to them, also where it uses TCP.
 for library in libibverbs1 librdmacm1 libnuma1; do
-  PATH=$PATH:/sbin ldconfig -p | grep -q "${library%1}.so.1" || missing+=" $library"
+  PATH=$PATH:/sbin ldconfig -p | grep "${library%1}.so.1" >/dev/null || missing+=" $library"
 done
 
 read -ra missing <<<"${missing//$'\n'/ }"
