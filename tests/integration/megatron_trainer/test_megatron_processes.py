@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from megatron_work import megatron, needs_megatron, weights_of, work
 
-from k15core.errors import ProcessDiedError
+from k15core.deploy.shared_weights import WeightWriter
+from k15core.errors import ConflictError, ProcessDiedError
+from k15core.models.weights import DirectoryWeights
 from k15core.trainer.megatron import Workers
 
 Processes = Callable[[int], Workers]
@@ -29,6 +31,20 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_a_refused_publication_leaves_the_ranks_alive(
+    models: dict[str, Path], processes: Processes, tmp_path: Path
+) -> None:
+    """Rank 0 cannot write; the other goes through what it has to send all the same."""
+    shared = tmp_path / "weights"
+    one = megatron(models["qwen3"], "qwen3", shared, processes(2), tensor_parallel=2)
+    with WeightWriter(shared), pytest.raises(ConflictError, match="writes to it"):
+        one.weights()
+    found = weights_of(one)
+    for name, tensor in DirectoryWeights(models["qwen3"]).tensors():
+        np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name)
+    one.close()
 
 
 def test_a_killed_rank_is_told_and_a_checkpoint_brings_all_back(

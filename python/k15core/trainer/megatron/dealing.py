@@ -1,7 +1,8 @@
-"""What each rank is sent: a batch's rows, dealt out and cut down to what a rank needs of them."""
+"""What each rank is sent: a batch's rows, dealt out and cut down to what it needs; and answers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,28 @@ def micro_for_rank(
         old_log_probs=old[places],
         advantages=mine.astype(np.float32),
     )
+
+
+def trained_rows(
+    batch: PackedBatch, advantages: NDArray[np.float32], old_log_probs: NDArray[np.float32]
+) -> tuple[PackedBatch, NDArray[np.float32], NDArray[np.float32]]:
+    """The rows with a trained token: responses that are masked altogether add nothing."""
+    trained = np.logical_or.reduceat(batch.loss_mask != 0, batch.cu_seqlens[:-1])
+    if trained.all():
+        return batch, advantages, old_log_probs
+    old_log_probs = old_log_probs[np.repeat(trained, np.diff(batch.cu_seqlens))]
+    return batch.select(np.flatnonzero(trained)), advantages[trained], old_log_probs
+
+
+def added_up(places: Sequence[Mapping[str, Any]], answers: Sequence[Any]) -> list[float]:
+    """What the ranks that report found, some sums a micro-batch each, added up."""
+    found = [
+        sums
+        for place, answer in zip(places, answers, strict=True)
+        for sums in answer
+        if place["reports"]
+    ]
+    return [float(each) for each in np.sum(found, axis=0)]
 
 
 def as_batch(pack: Pack) -> PackedBatch:

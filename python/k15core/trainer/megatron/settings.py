@@ -90,6 +90,10 @@ class Settings:
     ddp: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise InvalidInputError(f"device is {self.device!r}: expected 'cpu' or 'cuda'")
+        if not self.max_gradient_norm > 0:
+            raise InvalidInputError(f"max_gradient_norm is {self.max_gradient_norm}: expected > 0")
         for name in OURS:
             if name in self.transformer:
                 raise InvalidInputError(

@@ -19,7 +19,13 @@ from k15core.deploy.shared_weights import SharedWeights, WeightWriter
 from k15core.errors import Error, InvalidInputError
 from k15core.models.config import ModelConfig
 from k15core.trainer.base import check_pack, check_step, pack_demonstrations, response_mask
-from k15core.trainer.megatron.dealing import as_batch, deal, micro_for_rank
+from k15core.trainer.megatron.dealing import (
+    added_up,
+    as_batch,
+    deal,
+    micro_for_rank,
+    trained_rows,
+)
 from k15core.trainer.megatron.placement import Placement, Ranks, start
 from k15core.trainer.megatron.saved import SHARDS, Saved, empty_shards
 from k15core.trainer.megatron.settings import Layout, Micro, Settings
@@ -87,10 +93,6 @@ class MegatronTrainer:
             check_number("learning_rate", learning_rate)
         check_number("weight_decay", weight_decay)
         check_number("temperature", temperature)
-        if not max_gradient_norm > 0:
-            raise InvalidInputError(f"max_gradient_norm is {max_gradient_norm}: expected > 0")
-        if device not in ("cpu", "cuda"):
-            raise InvalidInputError(f"device is {device!r}: expected 'cpu' or 'cuda'")
         self.config = ModelConfig.from_directory(model)
         self.layout = Layout(tensor_parallel, pipeline_parallel, data_parallel, sequence_parallel)
         self.layout.check(self.config)
@@ -235,7 +237,7 @@ class MegatronTrainer:
             weight_decay=weight_decay,
         )
         return {
-            "loss": float(self._sums([sums for sums, _ in answers])[0]),
+            "loss": float(added_up(self._places, [sums for sums, _ in answers])[0]),
             "gradient_norm": answers[0][1],
             "tokens": pack.tokens,
             "learning_rate": learning_rate,
@@ -344,14 +346,10 @@ class MegatronTrainer:
     ) -> tuple[dict[str, float], float]:
         """The metrics of the loss, and the gradient's norm where `method` takes a step."""
         check_step(batch, advantages, old_log_probs, responses)
-        trained = np.add.reduceat(batch.loss_mask != 0, batch.cu_seqlens[:-1], dtype=np.int64)
-        kept = np.flatnonzero(trained)
-        if not len(kept):
+        tokens = int((batch.loss_mask != 0).sum())
+        if not tokens:
             return {"loss": 0.0, "kl": 0.0, "drift": 0.0, "entropy": 0.0, "tokens": 0}, 0.0
-        if len(kept) < len(batch):
-            # Responses of which every token is masked add nothing to the loss.
-            old_log_probs = old_log_probs[np.repeat(trained > 0, np.diff(batch.cu_seqlens))]
-            batch, advantages = batch.select(kept), advantages[kept]
+        batch, advantages, old_log_probs = trained_rows(batch, advantages, old_log_probs)
         self._check_ids(batch)
         sent = [
             [micro_for_rank(m, m.loss_mask, m.gather(old_log_probs), advantages) for m in rank]
@@ -366,8 +364,7 @@ class MegatronTrainer:
         norm = 0.0
         if method == "step":
             norm, answers = answers[0][1], [sums for sums, _ in answers]
-        loss, k3, drift, surprise = self._sums(answers)
-        tokens = int(trained.sum())
+        loss, k3, drift, surprise = added_up(self._places, answers)
         metrics = {
             "loss": loss,
             "kl": k3 / tokens,
@@ -379,16 +376,6 @@ class MegatronTrainer:
 
     def _deal(self, batch: PackedBatch) -> list[list[MicroBatch]]:
         return deal(batch, self.layout, self.micro_batch_tokens)
-
-    def _sums(self, answers: Sequence[Any]) -> list[float]:
-        """What the reporting ranks found, a micro-batch each, added up."""
-        found = [
-            sums
-            for place, answer in zip(self._places, answers, strict=True)
-            for sums in answer
-            if place["reports"]
-        ]
-        return [float(each) for each in np.sum(found, axis=0)]
 
     def _check_ids(self, batch: PackedBatch) -> None:
         low, high = batch.input_ids.min(), batch.input_ids.max()
