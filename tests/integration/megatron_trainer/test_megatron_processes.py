@@ -98,7 +98,7 @@ def test_what_a_worker_fails_with_is_told_in_its_words(
         workers.call("publish", 1)
 
 
-def test_workers_end_with_their_parent_which_never_imports_megatron() -> None:
+def test_workers_end_with_their_parent_which_never_imports_megatron(tmp_path: Path) -> None:
     needs_megatron()
     program = (
         "import os, sys\n"
@@ -108,7 +108,11 @@ def test_workers_end_with_their_parent_which_never_imports_megatron() -> None:
         "os.kill(os.getpid(), 9)\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert out.returncode == -signal.SIGKILL, out.stderr
     pid, imported = out.stdout.split()
