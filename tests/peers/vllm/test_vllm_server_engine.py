@@ -41,7 +41,7 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.policies = Policies("llama-gqa-tied", root)
         self.engine = VllmServerEngine(
-            self.policies.directories[0], load="dummy", log=root / "vllm.log", **SETTINGS
+            self.policies.directories[0], log=root / "vllm.log", **SETTINGS
         )
         self.server = self.engine._owner.server
         self.version = 0
@@ -68,10 +68,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     assert not list(Path("/dev/shm").glob("k15core-vllm*"))
 
 
-def test_weights_must_come_before_streams(bench: Bench) -> None:
-    assert bench.server.version() is None
-    with pytest.raises(InvalidInputError, match="version None: expected 0, by update_weights"):
-        run(bench.engine, stories([[3]]), 4)
+def test_it_starts_with_the_directorys_weights(bench: Bench) -> None:
+    assert bench.server.version() == 0
+    told = stories([[3, 4]])
+    run(bench.engine, told, 20)
+    assert bench.policies.check_log_probs(told[0], 1.0, {0: 0})
 
 
 def test_greedy_tokens_are_those_of_the_embedded_engine(bench: Bench) -> None:

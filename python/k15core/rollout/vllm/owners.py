@@ -48,12 +48,19 @@ class Owner(Protocol):
 class OwnServer:
     """A server that this process starts, and that ends with it.
 
+    It is started as `first` says, and again as `later` says: on dummy weights, since others come.
     `release` "sleep" keeps the process without its memory (a CPU keeps that too), "restart" ends
     it. Its log goes to `log`, by default a temporary file that is removed at the end.
     """
 
     def __init__(
-        self, program: VllmProgram, *, release: Release, log: str | Path | None, seconds: float
+        self,
+        first: VllmProgram,
+        later: VllmProgram,
+        *,
+        release: Release,
+        log: str | Path | None,
+        seconds: float,
     ) -> None:
         if release not in ("sleep", "restart"):
             raise InvalidInputError(f"release = {release!r}: expected sleep or restart")
@@ -62,7 +69,8 @@ class OwnServer:
         if log is None:
             file, log = tempfile.mkstemp(prefix="k15core-vllm-", suffix=".log")
             os.close(file)
-        self.server = VllmServer(program, log=log)
+        self.server = VllmServer(first, log=log)
+        self._later = later
         self._asleep = False
 
     def acquire(self) -> VllmControl:
@@ -70,6 +78,7 @@ class OwnServer:
         if not self.server.is_alive():
             self._asleep = False
             self.server.start()
+            self.server.program = self._later
         self.server.wait_healthy(seconds=self._seconds)
         if self._asleep:
             self.server.wake()

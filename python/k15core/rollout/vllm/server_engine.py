@@ -112,8 +112,11 @@ class VllmServerEngine:
         elif checkpoint_engine is not None:
             self._owner = SidecarServer(checkpoint_engine, seconds=start_seconds, transfer=transfer)
         else:
-            program = VllmProgram(arguments, device=device, environment=environment, python=python)
-            self._owner = OwnServer(program, release=release, log=log, seconds=start_seconds)
+            first, later = (
+                VllmProgram(each, device=device, environment=environment, python=python)
+                for each in (arguments, {**arguments, "load_format": "dummy"})
+            )
+            self._owner = OwnServer(first, later, release=release, log=log, seconds=start_seconds)
         try:
             self._control: VllmControl = self._owner.acquire()
             if isinstance(self._owner, OwnServer) and load == "directory":
