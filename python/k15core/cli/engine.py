@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from k15core.cli import engine_place
 from k15core.errors import InvalidInputError, ProcessDiedError
 
 if TYPE_CHECKING:
@@ -127,7 +128,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     serve.add_argument("--fetch-protocol", choices=("tcp", "rdma"), default="tcp")
     serve.add_argument("--fetch-device", default="", metavar="NAME", help="for rdma: which device")
+    serve.add_argument(
+        "--with-parent",
+        action="store_true",
+        help="end, vLLM first, when standard input does: with who started this",
+    )
     serve.set_defaults(command=_serve)
+    engine_place.add_command(actions)
     for name, summary in CALLS.items():
         call = actions.add_parser(
             name,
@@ -164,6 +171,8 @@ def _serve(options: argparse.Namespace) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    if options.with_parent:
+        threading.Thread(target=_set_at_end_of_input, args=(ended,), daemon=True).start()
     with (
         _fetch(options, weights) as fetch,
         CheckpointEngine(
@@ -184,6 +193,12 @@ def _serve(options: argparse.Namespace) -> int:
         service.shutdown()
         thread.join()
     return 0
+
+
+def _set_at_end_of_input(ended: threading.Event) -> None:
+    while sys.stdin.read(4096):
+        pass
+    ended.set()
 
 
 @contextmanager

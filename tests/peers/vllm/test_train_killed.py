@@ -1,4 +1,4 @@
-"""Ranks of Megatron killed in every phase of an iteration: the run ends as one in peace does.
+"""Megatron's ranks, and the controller, killed in phase after phase: the run ends as one in peace.
 
 The embedded engine rolls out, whose tokens are a function of the weights: so the outcome can be
 compared bit for bit.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +56,43 @@ KILLS = [
 """Iteration and phase at whose beginning a rank is killed, one after the other."""
 
 
+CONTROLLER_KILLS = [(1, "rollout"), (2, "train"), (2, "publish"), (3, "offload"), (4, "update")]
+"""The same of the controller, which is gone on with by --resume."""
+
+CONTROLLER = """
+import os, signal, sys
+from contextlib import contextmanager
+from k15core.cli import main
+from k15core.controller.loop import Loop
+from k15core.controller.phase_clock import PhaseClock
+
+phase, iterate, now = PhaseClock.phase, Loop.iterate, [0]
+
+@contextmanager
+def told_phase(self, name):
+    if sys.argv[1:3] == [str(now[0]), name]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with phase(self, name):
+        yield
+
+def told_iterate(self):
+    now[0] = self.progress.iteration
+    iterate(self)
+
+PhaseClock.phase, Loop.iterate = told_phase, told_iterate
+sys.exit(main(sys.argv[3:]))
+"""
+
+
 def run(folder: Path, name: str) -> tuple[str, bytes, list[dict[str, Any]]]:
     """The trained trajectories, the model, the lines of metrics.jsonl."""
     recipe = load_recipe(RECIPE, [*SETTINGS, f"name={name}"])
     directory = RunDirectory.create(folder / name, recipe)
     run_recipe(recipe, directory)
+    return outcome_of(directory)
+
+
+def outcome_of(directory: RunDirectory) -> tuple[str, bytes, list[dict[str, Any]]]:
     lines = (directory.path / "metrics.jsonl").read_text().splitlines()
     model = (directory.model / "model.safetensors").read_bytes()
     return directory.rollouts_file.read_text(), model, [json.loads(line) for line in lines]
@@ -79,12 +113,16 @@ class Killer:
             os.kill(self.trainer.pids[len(self.left) % 2], signal.SIGKILL)
 
 
-def test_ranks_killed_in_every_phase_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    *undisturbed, _ = run(tmp_path, "undisturbed")
-    assert undisturbed[0].count("\n") >= 16
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    *outcome, _ = run(tmp_path_factory.mktemp("runs"), "undisturbed")
+    assert outcome[0].count("\n") >= 16
+    return outcome
 
+
+def test_ranks_killed_in_every_phase_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[Any]
+) -> None:
     killer = Killer()
     phase, step, iterate = PhaseClock.phase, MegatronTrainer.step, Loop.iterate
 
@@ -111,3 +149,22 @@ def test_ranks_killed_in_every_phase_change_nothing(
     assert outcome == undisturbed
     events = [line["text"] for line in lines if line["kind"] == "event"]
     assert any("ended by signal 9" in text for text in events)
+
+
+def test_a_controller_killed_in_phase_after_phase_changes_nothing(
+    tmp_path: Path, undisturbed: list[Any]
+) -> None:
+    changes = [word for setting in SETTINGS for word in ("--set", setting)]
+    words = ["train", str(RECIPE), "--runs", str(tmp_path), "--name", "killed", *changes]
+    for iteration, place in [*CONTROLLER_KILLS, (0, "")]:
+        ended = subprocess.run(
+            [sys.executable, "-c", CONTROLLER, str(iteration), place, *words],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        expected = -signal.SIGKILL if iteration else 0
+        assert ended.returncode == expected, f"{place}: {ended.stdout} {ended.stderr}"
+        words = ["train", "--resume", str(tmp_path / "killed")]
+    *outcome, _ = outcome_of(RunDirectory(tmp_path / "killed"))
+    assert outcome == undisturbed
