@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from trajectories import random_groups
 
-pytest.importorskip("megatron.core", reason="needs megatron-core, which `make test-peers` installs")
+pytest.importorskip("megatron.core", reason="needs megatron-core, which `make setup` installs")
 
 from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -24,6 +24,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from k15core.packing import MicroBatch
+
+# megatron-core warns of what is not installed beside it.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 WIDTH, HEADS = 32, 4
 
