@@ -42,7 +42,10 @@ class Bench:
         if dummy:
             (self.policies.directories[0] / "model.safetensors").rename(root / "model.safetensors")
         self.vllm = VllmEngine(
-            self.policies.directories[0], load="dummy" if dummy else "directory", **SETTINGS
+            self.policies.directories[0],
+            load="dummy" if dummy else "directory",
+            engine_args={"max_num_batched_tokens": 256},  # the prompts of a step seldom all fit
+            **SETTINGS,
         )
         if dummy:
             with pytest.raises(InvalidInputError, match="expected update_weights"):

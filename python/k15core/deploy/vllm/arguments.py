@@ -77,9 +77,10 @@ def engine_arguments(
     """The fields of vLLM's `EngineArgs` by name: `given` over our defaults.
 
     Defaults: room for `slots` streams of `max_total_tokens` tokens; no tokenizer, since ids go in
-    and out; on a CPU float32, eager, and a cache for all slots up to 4 GiB; on a GPU vLLM's sleep
-    mode, by which memory is given back. Raises InvalidInputError where `given` contradicts what the
-    engines rely on: log-probs of the sampled distribution, our way of handing weights over.
+    and out; on a CPU float32, eager, every prefill in one piece, and a cache for all slots up to
+    4 GiB; on a GPU vLLM's sleep mode, by which memory is given back. Raises InvalidInputError where
+    `given` contradicts what the engines rely on: log-probs of the sampled distribution, our way of
+    handing weights over.
     """
     if load not in ("directory", "dummy"):
         raise InvalidInputError(f"load = {load!r}: expected directory or dummy")
@@ -114,6 +115,8 @@ def engine_arguments(
         defaults |= {
             "dtype": "float32",
             "enforce_eager": True,
+            # After a part of a prefill vLLM takes back its noise: no generator on a CPU can.
+            "enable_chunked_prefill": False,
             "block_size": block,
             "kv_cache_memory_bytes": min(wanted, LARGEST_CPU_CACHE),
         }
