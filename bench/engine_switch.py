@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.harness import Contender, Entry, PeerUnavailableError, compare
 from k15core.algorithms import MirrorDescent
-from k15core.deploy.shared_weights import RunDirectory
+from k15core.deploy.shared_weights import WeightDirectory
 from k15core.deploy.vllm.arguments import engine_arguments
 from k15core.deploy.vllm.program import VllmProgram
 from k15core.deploy.vllm.server import VllmServer
@@ -129,7 +129,7 @@ def run() -> list[Entry]:
             folder / "model",
             MirrorDescent(tau=0.1),
             learning_rate=1e-3,
-            weights=opened.enter_context(RunDirectory("bench-switch")).path,
+            weights=opened.enter_context(WeightDirectory("bench-switch")).path,
             tensor_parallel=2,
         )
         opened.enter_context(closing(trainer))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.harness import ROUNDS, Contender, Entry, PeerUnavailableError, compare
-from k15core.deploy.shared_weights import RunDirectory, SharedWeights, WeightReader, WeightWriter
+from k15core.deploy.shared_weights import SharedWeights, WeightDirectory, WeightReader, WeightWriter
 
 TITLE = "one memcpy of the same bytes"
 HIDDEN, INTERMEDIATE, KEY_VALUE, LAYERS, VOCABULARY = 896, 4864, 128, 24, 151_936
@@ -117,7 +117,7 @@ def run() -> list[Entry]:
     tensors = model()
     size = sum(tensor.nbytes for tensor in tensors.values())
     versions = itertools.count()
-    with RunDirectory("bench") as place, WeightWriter(place.path / "weights") as writer:
+    with WeightDirectory("bench") as place, WeightWriter(place.path / "weights") as writer:
         reader = WeightReader(writer.directory)
 
         def ours() -> float:

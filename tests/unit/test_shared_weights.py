@@ -14,10 +14,10 @@ import torch
 
 from k15core.deploy.shared_weights import (
     Manifest,
-    RunDirectory,
     Shard,
     SharedWeights,
     TensorEntry,
+    WeightDirectory,
     WeightReader,
     WeightWriter,
     remove_leftovers,
@@ -314,12 +314,12 @@ def test_directories_of_dead_runs_are_removed_and_of_live_ones_not(tmp_path: Pat
     foreign.symlink_to(tmp_path)
     (tmp_path / "k15core-notes").mkdir()
     reader = SharedWeights.open(read_by_someone / "trainer")
-    with WeightWriter(written / "trainer"), RunDirectory("demo", root=tmp_path) as mine:
+    with WeightWriter(written / "trainer"), WeightDirectory("demo", root=tmp_path) as mine:
         assert mine.path.name == f"k15core-demo-{os.getpid()}-{start_time(os.getpid())}"
         assert not gone.exists()
         assert remove_leftovers(tmp_path) == []
         with pytest.raises(ConflictError, match="already"):
-            RunDirectory("demo", root=tmp_path)
+            WeightDirectory("demo", root=tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
             [path.name for path in (mine.path, read_by_someone, written, foreign)]
             + ["k15core-notes"]
@@ -328,4 +328,4 @@ def test_directories_of_dead_runs_are_removed_and_of_live_ones_not(tmp_path: Pat
     reader.close()
     assert remove_leftovers(tmp_path) == [read_by_someone, written]
     with pytest.raises(InvalidInputError, match="name 'a/b'"):
-        RunDirectory("a/b", root=tmp_path)
+        WeightDirectory("a/b", root=tmp_path)

@@ -262,7 +262,7 @@ def _shared_weights(recipe: Recipe, opened: ExitStack) -> Path:
         return Path(recipe.deploy.weights)
     if {recipe.trainer.kind, recipe.rollout.engine.kind} <= set(HERE):
         return Path("/dev/shm")
-    return opened.enter_context(shared_weights.RunDirectory(recipe.name)).path
+    return opened.enter_context(shared_weights.WeightDirectory(recipe.name)).path
 
 
 def _longest(recipe: Recipe, task: Task) -> int:

@@ -203,7 +203,7 @@ def test_a_server_that_is_drained_lets_its_streams_go(bench: Bench) -> None:
     asyncio.run(drive())
     assert any(s.reason is None and s.tokens for s in told)
     with pytest.raises(InvalidInputError, match="is published"):
-        bench.server.update_weights(bench.engine._hand_over._home(), 99, published=12345)
+        bench.server.update_weights(bench.engine._publisher._home(), 99, published=12345)
     with pytest.raises(InvalidInputError, match="version None"):
         run(bench.engine, told, 5)
     weights = {version: 0, bench.use(1): 1}

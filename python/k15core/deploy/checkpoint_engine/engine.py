@@ -12,17 +12,17 @@ import select
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from k15core.deploy.checkpoint_engine import process
 from k15core.deploy.checkpoint_engine.machine import NO_WEIGHTS, Machine, Release
 from k15core.deploy.checkpoint_engine.program import EngineProgram
 from k15core.deploy.checkpoint_engine.state import Phase, State
+from k15core.deploy.closing import Closing
 from k15core.errors import ConflictError, Error, InvalidInputError, ProcessDiedError
 
 
-class CheckpointEngine:
+class CheckpointEngine(Closing):
     """Owns the engine process that `program` describes; its state is in `directory`.
 
     Made where an earlier one died, it adopts the process that this one had started, or replaces it,
@@ -148,17 +148,6 @@ class CheckpointEngine:
             os.close(self._lock)
             os.close(self._machine.wake)
             self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(
         self,

@@ -6,12 +6,13 @@ import base64
 import json
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import etcd3gw
 import requests
 from etcd3gw.exceptions import ConnectionFailedError, ConnectionTimeoutError, Etcd3Exception
 
+from k15core.deploy.closing import Closing
 from k15core.deploy.metadata.base import (
     Event,
     Item,
@@ -26,7 +27,6 @@ from k15core.errors import DisconnectedError, InvalidInputError, LeaseExpiredErr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 __all__ = ["EtcdMetadata"]
 
@@ -35,7 +35,7 @@ HISTORY_SECONDS = 1.0
 """How long a watch waits at least for changes of the past: nothing says that there are none."""
 
 
-class EtcdMetadata:
+class EtcdMetadata(Closing):
     """`Metadata` in an etcd (3.4 or later) at `host` and `port`, under `prefix`.
 
     `options` go to etcd3gw.client untouched: protocol, ca_cert, cert_key, cert_cert, … A call whose
@@ -134,17 +134,6 @@ class EtcdMetadata:
     def close(self) -> None:
         """See `Metadata.close`."""
         self._client.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         with self._named():

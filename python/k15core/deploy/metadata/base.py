@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
+from k15core.deploy.closing import Closing
 from k15core.errors import DisconnectedError, InvalidInputError, LeaseExpiredError, StorageError
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 1 << 20
@@ -105,7 +106,7 @@ class Metadata(Protocol):
         ...
 
 
-class KeptLease:
+class KeptLease(Closing):
     """Keeps a lease alive from a thread until `close`, which revokes it.
 
     `lost` becomes true when it has expired all the same: the process was stopped for longer than
@@ -125,17 +126,6 @@ class KeptLease:
             self._end.set()
             self._thread.join()
             self.lease.revoke()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(self) -> None:
         while not self._end.wait(self.lease.seconds / 4):

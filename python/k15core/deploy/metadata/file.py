@@ -13,8 +13,9 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from k15core.deploy.closing import Closing
 from k15core.deploy.metadata.base import (
     Event,
     Item,
@@ -29,7 +30,6 @@ from k15core.errors import CorruptionError, InvalidInputError, LeaseExpiredError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 BUSY_SECONDS = 600.0
 POLL_SECONDS = 0.02
@@ -51,7 +51,7 @@ COMMIT;
 """
 
 
-class FileMetadata:
+class FileMetadata(Closing):
     """`Metadata` in a file, which is made if it is not there, for the processes of one machine.
 
     Threads may share it; a fork may not: open another. A history of EVENTS_KEPT changes is kept for
@@ -162,17 +162,6 @@ class FileMetadata:
         """See `Metadata.close`."""
         with self._lock:
             self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _renew(self, lease: int, ends: float) -> bool:
         """Set when a lease ends; whether it lives."""

@@ -16,18 +16,17 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mooncake.engine import TransferEngine
 
+from k15core.deploy.closing import Closing
 from k15core.deploy.shared_weights import Manifest, SharedWeights, WeightReader, WeightWriter
 from k15core.deploy.shared_weights.manifest import MAX_FILE_BYTES, decode, encode
 from k15core.errors import DisconnectedError, InvalidInputError, StorageError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from numpy.typing import NDArray
 
 __all__ = ["WeightReceiver", "WeightSender"]
@@ -61,7 +60,7 @@ class _Address:
         return cls(found["peer"], place, int(found["bytes"]), buffer)
 
 
-class WeightSender:
+class WeightSender(Closing):
     """Lets other nodes fetch what is published in a directory of this one.
 
     `host` is the name or address by which they reach it; the engine picks its ports. `protocol` and
@@ -101,19 +100,8 @@ class WeightSender:
         self._reader.close()
         self._memory.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class WeightReceiver:
+class WeightReceiver(Closing):
     """Fetches versions from other nodes into a directory of this one, whose one writer it is.
 
     `host`, `protocol` and `device` as in WeightSender.
@@ -151,17 +139,6 @@ class WeightReceiver:
         """Stop fetching, and close the writer."""
         self._memory.close()
         self.writer.close(unlink=unlink)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(self, peer: str, place: int, target: NDArray[np.uint8]) -> None:
         for start in range(0, len(target), PIECE_BYTES):

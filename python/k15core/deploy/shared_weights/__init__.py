@@ -11,14 +11,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from k15core.deploy.shared_weights.directory import RunDirectory, remove_leftovers
+    from k15core.deploy.shared_weights.directory import WeightDirectory, remove_leftovers
     from k15core.deploy.shared_weights.manifest import Manifest, Shard, TensorEntry
     from k15core.deploy.shared_weights.reader import SharedWeights, WeightReader
     from k15core.deploy.shared_weights.writer import WeightWriter
 
 _HOME = {
     "Manifest": "manifest",
-    "RunDirectory": "directory",
+    "WeightDirectory": "directory",
     "Shard": "manifest",
     "SharedWeights": "reader",
     "TensorEntry": "manifest",
@@ -29,10 +29,10 @@ _HOME = {
 
 __all__ = [
     "Manifest",
-    "RunDirectory",
     "Shard",
     "SharedWeights",
     "TensorEntry",
+    "WeightDirectory",
     "WeightReader",
     "WeightWriter",
     "remove_leftovers",

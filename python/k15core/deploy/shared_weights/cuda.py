@@ -13,16 +13,16 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from k15core.deploy.closing import Closing
 from k15core.deploy.shared_weights.reader import SharedWeights, WeightReader
 from k15core.errors import InvalidInputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from torch import Tensor
 
@@ -55,7 +55,7 @@ def buckets(manifest: Manifest, size: int) -> Iterator[Bucket]:
         yield _bucket(held)
 
 
-class DeviceWeights:
+class DeviceWeights(Closing):
     """A published version on its way to a device: a WeightSource. Made by a DeviceReader.
 
     The version is held until `close`.
@@ -92,19 +92,8 @@ class DeviceWeights:
         """Let the version go. A second call does nothing."""
         self.weights.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class DeviceReader:
+class DeviceReader(Closing):
     """Brings one version of a directory after the other to a device.
 
     It keeps the buffers mapped and registered in between: registering takes about as long as a
@@ -142,17 +131,6 @@ class DeviceReader:
             pinned.close()
         self._pinned.clear()
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _host(self, manifest: Manifest) -> Tensor:
         """The published buffer's bytes."""

@@ -12,19 +12,20 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from k15core.deploy.closing import Closing
 from k15core.deploy.shared_weights.locks import try_lock
 from k15core.errors import ConflictError, InvalidInputError
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 ROOT = Path("/dev/shm")
 _NAME = re.compile(r"k15core-(?P<name>[A-Za-z0-9._-]+)-(?P<pid>\d+)-(?P<start>\d+)")
 
 
-class RunDirectory:
+class WeightDirectory(Closing):
     """A directory for the weights of one run, `path`: made now, gone at `close`.
 
     It is `ROOT/k15core-NAME-PID-START`, PID and START those of this process. What dead runs have
@@ -59,17 +60,6 @@ class RunDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._file)
             self._file = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def start_time(pid: int) -> int | None:

@@ -6,18 +6,18 @@ import mmap
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from k15core.deploy.closing import Closing
 from k15core.deploy.shared_weights.locks import POLL_SECONDS, try_lock
 from k15core.deploy.shared_weights.manifest import FILE, check, decode, read_file
 from k15core.errors import CorruptionError, InvalidInputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from torch import Tensor
 
@@ -27,7 +27,7 @@ OPEN_SECONDS = 60.0
 _MAP_NORESERVE = 0x4000  # on Linux; Python 3.13 has a name for it
 
 
-class SharedWeights:
+class SharedWeights(Closing):
     """A published version, read in place: a WeightSource.
 
     Made by `open`, or by a WeightReader. Its tensors are views of the shared memory. They are for
@@ -90,17 +90,6 @@ class SharedWeights:
         """Let the buffer go, once no view of it is left. A second call does nothing."""
         self._mapping = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _memory(self) -> mmap.mmap:
         if self._mapping is None:
             raise InvalidInputError(f"weights directory {self.directory}: closed already")
@@ -114,7 +103,7 @@ class SharedWeights:
         return flat.view(dtype).view(entry.shape)
 
 
-class WeightReader:
+class WeightReader(Closing):
     """Opens one version of a directory after the other, for a process that stays.
 
     It keeps the buffers mapped in between: to verify a later version then takes about half the
@@ -150,17 +139,6 @@ class WeightReader:
     def close(self) -> None:
         """Let the mappings go; what is open stays open. A second call does nothing."""
         self._kept.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _hold(self, version: int | None) -> tuple[int, Manifest]:
         """The buffer of the published version, open and locked, and its manifest."""

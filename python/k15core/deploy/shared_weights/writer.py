@@ -8,12 +8,13 @@ import os
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from k15core._core import checksum, copy_with_checksum
+from k15core.deploy.closing import Closing
 from k15core.deploy.shared_weights.locks import holders, lock, try_lock, unlock
 from k15core.deploy.shared_weights.manifest import (
     BUFFERS,
@@ -33,7 +34,6 @@ from k15core.errors import ConflictError, InvalidInputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -42,7 +42,7 @@ WRITER_LOCK = "writer.lock"
 GROWTH = 2 << 20
 
 
-class WeightWriter:
+class WeightWriter(Closing):
     """The one writer of a directory, which is made if it is not there.
 
     A directory that holds a version, of a writer that died, is continued: its version stays
@@ -122,17 +122,6 @@ class WeightWriter:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                     raise
         self._let_go()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _let_go(self) -> None:
         self._mappings.clear()

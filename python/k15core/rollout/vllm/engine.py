@@ -15,7 +15,7 @@ from k15core.deploy.vllm.arguments import ModelShape, engine_arguments
 from k15core.deploy.vllm.local import LocalEngine
 from k15core.errors import Error, InvalidInputError
 from k15core.rollout.base import streams_of
-from k15core.rollout.vllm.hand_over import HandOver
+from k15core.rollout.vllm.publisher import Publisher
 from k15core.rollout.vllm.streams import Streams, check_temperature, sampling_parameters
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class VllmEngine:
         self._streams = Streams(
             eos_token_ids=self._eos, chunk_tokens=chunk_tokens, repetition=repetition
         )
-        self._hand_over = HandOver(model, weights)
+        self._publisher = Publisher(model, weights)
         self._asleep = False
         self._closed = False
         self._vllm = LocalEngine(
@@ -145,7 +145,7 @@ class VllmEngine:
                 "none to run; stop them first"
             )
         self.acquire()
-        with self._hand_over.directory_of(source, version) as (directory, published):
+        with self._publisher.directory_of(source, version) as (directory, published):
             self._vllm.update_weights(directory, version, published=published)
         self.version = version
 
@@ -176,7 +176,7 @@ class VllmEngine:
             self._closed = True
             self._streams.discard()
             self._vllm.close()
-            self._hand_over.close()
+            self._publisher.close()
 
     def _step(self) -> None:
         version = self._vllm.version

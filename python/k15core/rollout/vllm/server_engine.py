@@ -17,8 +17,8 @@ from k15core.deploy.vllm.program import VllmProgram
 from k15core.errors import Error, InvalidInputError, ProcessDiedError
 from k15core.rollout.base import streams_of
 from k15core.rollout.vllm.event_stream import events
-from k15core.rollout.vllm.hand_over import HandOver
 from k15core.rollout.vllm.owners import GivenServer, OwnServer, Release, SidecarServer
+from k15core.rollout.vllm.publisher import Publisher
 from k15core.rollout.vllm.streams import Streams, check_temperature, sampling_parameters
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class VllmServerEngine:
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._fault: BaseException | None = None
-        self._hand_over = HandOver(model, weights)
+        self._publisher = Publisher(model, weights)
         self._closed = False
         self._owner: Owner
         if url is not None:
@@ -193,7 +193,7 @@ class VllmServerEngine:
                 "none to run; stop them first"
             )
         self.acquire()
-        with self._hand_over.directory_of(source, version) as (directory, published):
+        with self._publisher.directory_of(source, version) as (directory, published):
             self._control = self._owner.update(directory, version, published)
         self.version = version
 
@@ -219,7 +219,7 @@ class VllmServerEngine:
             self._closed = True
             with contextlib.suppress(ProcessDiedError):
                 self._owner.close()
-            self._hand_over.close()
+            self._publisher.close()
 
     def _send(self) -> None:
         """Open connections for streams that wait, in their order."""

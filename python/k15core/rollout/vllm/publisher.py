@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from k15core.deploy.shared_weights import RunDirectory, SharedWeights, WeightWriter
+from k15core.deploy.shared_weights import SharedWeights, WeightDirectory, WeightWriter
 from k15core.errors import InvalidInputError
 from k15core.models.config import ModelConfig
 from k15core.models.lean import parameter_shapes
@@ -24,7 +24,7 @@ _COUNTER = itertools.count()
 """Engines of this process that publish by themselves: each has a directory of its own."""
 
 
-class HandOver:
+class Publisher:
     """Publishes the weights of one engine, where they are not published yet.
 
     `model` is the engine's model directory; `directory` is where to publish, by default a new one
@@ -34,7 +34,7 @@ class HandOver:
     def __init__(self, model: str | Path, directory: str | Path | None) -> None:
         self._expected = _parameters(model)
         self._directory = None if directory is None else Path(directory)
-        self._own: RunDirectory | None = None
+        self._own: WeightDirectory | None = None
         self._writer: WeightWriter | None = None
         self._published = 0
 
@@ -91,7 +91,7 @@ class HandOver:
 
     def _home(self) -> Path:
         if self._directory is None:
-            self._own = RunDirectory(f"vllm{next(_COUNTER)}")
+            self._own = WeightDirectory(f"vllm{next(_COUNTER)}")
             self._directory = self._own.path
         return self._directory
 
