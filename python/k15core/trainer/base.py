@@ -122,6 +122,47 @@ def _places(batch: PackedBatch) -> NDArray[np.int64]:
     return places
 
 
+def check_ids(input_ids: NDArray[np.int32], vocab_size: int) -> None:
+    """Refuse tokens that the model's embedding does not have."""
+    low, high = input_ids.min(), input_ids.max()
+    if low < 0 or high >= vocab_size:
+        raise InvalidInputError(
+            f"input_ids runs from {low} to {high}: expected tokens of the model's vocabulary, "
+            f"0 … {vocab_size - 1}"
+        )
+
+
+def trained_rows(
+    batch: PackedBatch, advantages: NDArray[np.float32], old_log_probs: NDArray[np.float32]
+) -> tuple[PackedBatch, NDArray[np.float32], NDArray[np.float32]]:
+    """The rows with a trained token: responses that are masked altogether add nothing."""
+    trained = np.logical_or.reduceat(batch.loss_mask != 0, batch.cu_seqlens[:-1])
+    if trained.all():
+        return batch, advantages, old_log_probs
+    old_log_probs = old_log_probs[np.repeat(trained, np.diff(batch.cu_seqlens))]
+    return batch.select(np.flatnonzero(trained)), advantages[trained], old_log_probs
+
+
+def loss_metrics(sums: Sequence[float], tokens: int, responses: int) -> dict[str, float]:
+    """What a step says of its loss, of `tokens` trained tokens in `responses` rows.
+
+    `sums` are the loss, and over the tokens exp(δ) - 1 - δ, δ and -log π_θ, with δ the log-prob
+    under π_θ less that under π_i. All are 0 where nothing is trained.
+    """
+    loss, k3, drift, surprise = sums
+    return {
+        "loss": loss,
+        "kl": k3 / max(tokens, 1),
+        "drift": drift / max(responses, 1),
+        "entropy": surprise / max(tokens, 1),
+        "tokens": tokens,
+    }
+
+
+NOTHING_TRAINED = (0.0, 0.0, 0.0, 0.0)
+"""The sums of a batch without a trained token."""
+
+
 def micro_batches(cu_seqlens: NDArray[np.int32], tokens: int) -> list[tuple[int, int]]:
     """Cut a pack into runs of whole rows [start, end) of at most `tokens` tokens each.
 

@@ -29,13 +29,17 @@ from k15core.errors import InvalidInputError
 from k15core.models.attention import Shared
 from k15core.models.weights import DirectoryWeights, ModelWeights, copy_weights, save_model
 from k15core.trainer.base import (
+    NOTHING_TRAINED,
     Pack,
+    check_ids,
     check_pack,
     check_step,
+    loss_metrics,
     micro_batches,
     pack_demonstrations,
     response_mask,
     shared_prompts,
+    trained_rows,
 )
 from k15core.trainer.optimizer import Optimizer, check_number
 
@@ -153,14 +157,11 @@ class TorchTrainer:
         Works micro-batch by micro-batch; returns what `step` says of the loss.
         """
         check_step(batch, advantages, old_log_probs, responses)
+        tokens = int((batch.loss_mask != 0).sum())
+        if not tokens:
+            return loss_metrics(NOTHING_TRAINED, 0, 0)
+        batch, advantages, old_log_probs = trained_rows(batch, advantages, old_log_probs)
         trained = np.add.reduceat(batch.loss_mask != 0, batch.cu_seqlens[:-1], dtype=np.int64)
-        if not trained.all():
-            # Responses of which every token is masked add nothing to the loss.
-            kept = np.flatnonzero(trained)
-            if not len(kept):
-                return {"loss": 0.0, "kl": 0.0, "drift": 0.0, "entropy": 0.0, "tokens": 0}
-            old_log_probs = old_log_probs[np.repeat(trained > 0, np.diff(batch.cu_seqlens))]
-            batch, advantages, trained = batch.select(kept), advantages[kept], trained[kept]
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
         for start, end in micro_batches(batch.cu_seqlens, self.micro_batch_tokens):
             places = _places(batch.loss_mask, batch.cu_seqlens, start, end)
@@ -179,15 +180,7 @@ class TorchTrainer:
                 delta = new.detach() - old
                 sums = (loss.detach(), (delta.expm1() - delta).sum(), delta.sum(), -new.sum())
                 totals += torch.stack(sums)
-        loss_sum, k3, drift, surprise = totals.tolist()
-        tokens = int(trained.sum())
-        return {
-            "loss": loss_sum,
-            "kl": k3 / tokens,
-            "drift": drift / len(batch),
-            "entropy": surprise / tokens,
-            "tokens": tokens,
-        }
+        return loss_metrics(totals.tolist(), tokens, len(batch))
 
     def imitate(
         self, demonstrations: Sequence[Demonstration], *, learning_rate: float, weight_decay: float
@@ -258,12 +251,8 @@ class TorchTrainer:
         """Log-probs [N] of the tokens at `places` [N] of the micro-batch of rows [start, end)."""
         cu_seqlens = pack.cu_seqlens[start : end + 1]
         tokens = slice(cu_seqlens[0], cu_seqlens[-1])
-        ids, vocab_size = pack.input_ids[tokens], self.model.config.vocab_size
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise InvalidInputError(
-                f"input_ids runs from {ids.min()} to {ids.max()}: expected tokens of the model's "
-                f"vocabulary, 0 … {vocab_size - 1}"
-            )
+        ids = pack.input_ids[tokens]
+        check_ids(ids, self.model.config.vocab_size)
         input_ids = self._tensor(ids)
         hidden = self.model.forward_packed(
             input_ids,

@@ -55,17 +55,6 @@ def micro_for_rank(
     )
 
 
-def trained_rows(
-    batch: PackedBatch, advantages: NDArray[np.float32], old_log_probs: NDArray[np.float32]
-) -> tuple[PackedBatch, NDArray[np.float32], NDArray[np.float32]]:
-    """The rows with a trained token: responses that are masked altogether add nothing."""
-    trained = np.logical_or.reduceat(batch.loss_mask != 0, batch.cu_seqlens[:-1])
-    if trained.all():
-        return batch, advantages, old_log_probs
-    old_log_probs = old_log_probs[np.repeat(trained, np.diff(batch.cu_seqlens))]
-    return batch.select(np.flatnonzero(trained)), advantages[trained], old_log_probs
-
-
 def added_up(places: Sequence[Mapping[str, Any]], answers: Sequence[Any]) -> list[float]:
     """What the ranks that report found, some sums a micro-batch each, added up."""
     found = [

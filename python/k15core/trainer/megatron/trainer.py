@@ -18,13 +18,21 @@ import numpy as np
 from k15core.deploy.shared_weights import SharedWeights, WeightWriter
 from k15core.errors import Error, InvalidInputError
 from k15core.models.config import ModelConfig
-from k15core.trainer.base import check_pack, check_step, pack_demonstrations, response_mask
+from k15core.trainer.base import (
+    NOTHING_TRAINED,
+    check_ids,
+    check_pack,
+    check_step,
+    loss_metrics,
+    pack_demonstrations,
+    response_mask,
+    trained_rows,
+)
 from k15core.trainer.megatron.dealing import (
     added_up,
     as_batch,
     deal,
     micro_for_rank,
-    trained_rows,
 )
 from k15core.trainer.megatron.placement import Placement, Ranks, start
 from k15core.trainer.megatron.saved import SHARDS, Saved, empty_shards
@@ -161,7 +169,7 @@ class MegatronTrainer:
         self, method: str, batch: PackedBatch, mask: NDArray[np.bool_]
     ) -> Iterator[tuple[MicroBatch, Micro, NDArray[np.float32]]]:
         """Each micro-batch, what was sent of it, and what the rank that reports answered."""
-        self._check_ids(batch)
+        check_ids(batch.input_ids, self.config.vocab_size)
         dealt = self._deal(batch)
         sent = [[micro_for_rank(micro, micro.gather(mask)) for micro in rank] for rank in dealt]
         found = self._call(method, each=[sent[place["data"]] for place in self._places])
@@ -227,7 +235,7 @@ class MegatronTrainer:
         check_number("weight_decay", weight_decay)
         pack = pack_demonstrations(demonstrations)
         batch = as_batch(pack)
-        self._check_ids(batch)
+        check_ids(batch.input_ids, self.config.vocab_size)
         sent = [[micro_for_rank(m, m.loss_mask) for m in rank] for rank in self._deal(batch)]
         answers = self._call(
             "imitate",
@@ -348,9 +356,9 @@ class MegatronTrainer:
         check_step(batch, advantages, old_log_probs, responses)
         tokens = int((batch.loss_mask != 0).sum())
         if not tokens:
-            return {"loss": 0.0, "kl": 0.0, "drift": 0.0, "entropy": 0.0, "tokens": 0}, 0.0
+            return loss_metrics(NOTHING_TRAINED, 0, 0), 0.0
         batch, advantages, old_log_probs = trained_rows(batch, advantages, old_log_probs)
-        self._check_ids(batch)
+        check_ids(batch.input_ids, self.config.vocab_size)
         sent = [
             [micro_for_rank(m, m.loss_mask, m.gather(old_log_probs), advantages) for m in rank]
             for rank in self._deal(batch)
@@ -364,23 +372,7 @@ class MegatronTrainer:
         norm = 0.0
         if method == "step":
             norm, answers = answers[0][1], [sums for sums, _ in answers]
-        loss, k3, drift, surprise = added_up(self._places, answers)
-        metrics = {
-            "loss": loss,
-            "kl": k3 / tokens,
-            "drift": drift / len(batch),
-            "entropy": surprise / tokens,
-            "tokens": tokens,
-        }
-        return metrics, norm
+        return loss_metrics(added_up(self._places, answers), tokens, len(batch)), norm
 
     def _deal(self, batch: PackedBatch) -> list[list[MicroBatch]]:
         return deal(batch, self.layout, self.micro_batch_tokens)
-
-    def _check_ids(self, batch: PackedBatch) -> None:
-        low, high = batch.input_ids.min(), batch.input_ids.max()
-        if low < 0 or high >= self.config.vocab_size:
-            raise InvalidInputError(
-                f"input_ids runs from {low} to {high}: expected tokens of the model's "
-                f"vocabulary, 0 … {self.config.vocab_size - 1}"
-            )
