@@ -7,6 +7,7 @@ between the start of the engine's process and the note of it.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import select
@@ -72,7 +73,7 @@ def ask(url: str, body: dict[str, Any] | None, *, seconds: float = 600) -> dict[
     except urllib.error.HTTPError as error:
         with error:
             raise InvalidInputError(json.loads(error.read())["error"]) from None
-    except (OSError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise ProcessDiedError(f"the tiny engine at {url}: {error}") from error
 
 

@@ -320,6 +320,20 @@ def test_an_update_that_is_refused_leads_nowhere_once_stop_was_asked(room: Path)
             updated.result()
 
 
+def test_an_error_of_no_known_kind_reaches_who_called(room: Path) -> None:
+    class Broken(TinyEngine):
+        def drain(self, url: str) -> None:
+            raise RuntimeError(f"{url} said something else")
+
+    with CheckpointEngine(Broken(room), room) as engine:
+        engine.start()
+        with pytest.raises(RuntimeError, match="said something else"):
+            engine.drain()
+        assert "said something else" in (engine.state().last_error or "")
+        assert engine.start().phase == "started"
+        assert engine.stop().phase == "stopped"
+
+
 def test_shared_memory_of_killed_processes_is_removed(room: Path) -> None:
     program = (
         "import time, multiprocessing.shared_memory as s\n"

@@ -6,6 +6,7 @@ one thread takes the steps, and also goes there again when the engine's process 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -19,7 +20,7 @@ from k15core.deploy.checkpoint_engine.machine import NO_WEIGHTS, Machine, Releas
 from k15core.deploy.checkpoint_engine.program import EngineProgram
 from k15core.deploy.checkpoint_engine.state import Phase, State
 from k15core.deploy.closing import Closing
-from k15core.errors import ConflictError, Error, InvalidInputError, ProcessDiedError
+from k15core.errors import ConflictError, InvalidInputError, ProcessDiedError
 
 
 class CheckpointEngine(Closing):
@@ -60,7 +61,7 @@ class CheckpointEngine(Closing):
             observer=observer,
         )
         self._asked, self._settled, self._closing = 1, 0, False
-        self._failure: Error | OSError | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="checkpoint-engine", daemon=True)
         self._thread.start()
 
@@ -187,12 +188,13 @@ class CheckpointEngine(Closing):
                 if self._closing:
                     return
                 order = self._asked
-            failure: Error | OSError | None = None
+            failure: Exception | None = None
             try:
                 machine.advance()
-            except (Error, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whoever asked waits for this thread
                 failure = error
-                machine.change(last_error=str(error))
+                with contextlib.suppress(Exception):  # a disk that fails keeps no note of it
+                    machine.change(last_error=str(error) or repr(error))
             with machine.changed:
                 if self._asked != order:
                     continue  # where it stands is not where it was asked to go last

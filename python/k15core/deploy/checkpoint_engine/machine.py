@@ -225,7 +225,7 @@ class Machine:
         try:
             with self._watched():
                 return self.program.version(url)
-        except ProcessDiedError:
+        except Error:
             return None
 
     def _await_health(self) -> None:

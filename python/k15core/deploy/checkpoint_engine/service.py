@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from k15core.deploy.checkpoint_engine.engine import CheckpointEngine
 from k15core.deploy.checkpoint_engine.state import State
-from k15core.errors import Error, InvalidInputError, ProcessDiedError
+from k15core.errors import InvalidInputError, ProcessDiedError
 
 MAX_BODY = 1 << 20
 CALLS = ("start", "update", "drain", "release", "stop")
@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(400, _error("InvalidInputError", str(error)))
         except ProcessDiedError as error:
             self._say(502, _error("ProcessDiedError", str(error)))
-        except (Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - else the client takes the sidecar for dead
             self._say(500, _error(type(error).__name__, str(error)))
 
     def _call(self, name: str, content: bytes) -> Callable[[], State]:
