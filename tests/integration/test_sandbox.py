@@ -54,9 +54,13 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 def test_each_ending_has_its_verdict(
     sandbox: Sandbox, language: str, source: str, verdict: str
 ) -> None:
-    # On a busy machine a run may wait for a processor longer than it may use one.
-    wall = 1.5 if verdict == "wall_limit" else 30
-    limits = Limits(cpu_seconds=0.3, wall_seconds=wall, memory_bytes=64 << 20, output_bytes=1000)
+    # On a busy machine a run may wait for a processor longer than it may use one, and be slow too.
+    limits = Limits(
+        cpu_seconds=0.3 if verdict == "cpu_limit" else 10,
+        wall_seconds=1.5 if verdict == "wall_limit" else 30,
+        memory_bytes=64 << 20,
+        output_bytes=1000,
+    )
     result = sandbox.run(source, language=language, stdin=b"abc\n", limits=slowed(limits))
     assert result.verdict == verdict, result
     assert (result.exit_code == 0) == (verdict == "ok")

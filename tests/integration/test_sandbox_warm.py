@@ -247,6 +247,7 @@ def test_limits_hold_and_the_zygote_stays() -> None:
         ]:
             # On a busy machine a run may wait for a processor longer than it may use one.
             limits = small if verdict == "wall_limit" else replace(small, wall_seconds=60)
+            limits = limits if verdict == "cpu_limit" else replace(limits, cpu_seconds=30)
             result = sandbox.run(source, language="python", limits=limits)
             assert result.verdict == verdict, (source, result)
         assert zygotes()[:2] == before
