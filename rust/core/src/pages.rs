@@ -178,6 +178,22 @@ pub(crate) fn copy_looking(to: &mut [u8], from: &[u8], mut look: impl FnMut(&[u8
     fence();
 }
 
+/// Has numbers fetched into the second cache: a hint, for what will be read soon. A processor does so by
+/// itself, but not beyond a page.
+#[inline(always)]
+#[cfg_attr(
+    any(miri, not(target_arch = "x86_64")),
+    expect(unused_variables, reason = "no such hint")
+)]
+pub(crate) fn fetch(numbers: &[f32]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    for line in numbers.as_chunks::<{ LINE / size_of::<f32>() }>().0 {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing: any address will do.
+        unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T1) };
+    }
+}
+
 /// Copies past the caches, whole cache lines of `to` at a time; both are of one length. What lies AHEAD
 /// bytes behind what is read is fetched meanwhile, whatever it is.
 #[cfg(target_arch = "x86_64")]

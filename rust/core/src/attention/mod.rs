@@ -1,17 +1,21 @@
-//! Attention over a key-value cache, a query at a time: what generation spends most of its time on.
+//! Attention over a key-value cache: what generation spends most of its time on.
 //!
 //! # Design
 //!
-//! A query is computed by itself, over exactly the tokens that its row holds, in an order that its own
-//! position fixes: no padding, the same bits whoever shares the call, and the same whether a token is fed
-//! alone (decoding) or with others of its row (prefill). Softmax is computed as it goes, a block of tokens
-//! at a time (Milakov and Gimelshein, 2018), so that keys and values stream through the first cache once.
+//! A query goes over exactly the tokens that its row holds, in an order that its own position fixes: no
+//! padding, the same bits whoever shares the call, and the same whether a token is fed alone (decoding) or
+//! with others of its row (prefill). Softmax is computed as it goes, a block of tokens at a time (Milakov and
+//! Gimelshein, 2018), so that keys and values stream through the first cache once. Queries of one row and
+//! key head go four abreast: what was read serves them all, and their sums do not wait for each other. Where
+//! there is one alone, what bounds it is memory: its next block is fetched while it is at work.
 //!
 //! Values lie as [tokens, head_dim]. Keys lie in tiles of [`TILE`] tokens, each [head_dim, TILE], so that
 //! scores of neighbouring tokens are neighbours in a vector and no sum across one is needed: half the time
 //! of keys that lie as the values do.
 
+mod abreast;
 mod kernel;
+mod softmax;
 
 use crate::{Error, Result};
 
@@ -51,6 +55,11 @@ impl Shape {
     #[must_use]
     pub fn row(&self) -> usize {
         self.key_heads * self.span()
+    }
+
+    /// Where one head's keys, or values, begin.
+    fn place(&self, row: usize, head: usize) -> usize {
+        (row * self.key_heads + head) * self.span()
     }
 
     /// Numbers of one head's keys, or values, in a row.
