@@ -281,15 +281,23 @@ impl LogFile {
 
     /// The record that begins at `at`, checked, and what it takes in the log.
     pub(super) fn record(&self, at: usize) -> Result<(Header, &[u8], usize), Damage> {
+        let found = self.whole_record(at)?;
+        let (header, _, size) = found;
         let bytes = self.map.bytes();
-        let header = self.header(at).ok_or(Damage::Header)?;
-        let payload = at + record::HEADER;
-        let end = at + record::size(header.payload);
-        let checked = bytes.get(payload..end).ok_or(Damage::Header)?;
+        let checked = &bytes[at + record::HEADER..at + size];
         if u32_at(bytes, at + 4) != Some(crc32c::crc32c(checked)) {
             return Err(Damage::Payload(header));
         }
-        Ok((header, &checked[..header.payload], end - at))
+        Ok(found)
+    }
+
+    /// The same of a record whose payload is known to match its checksum.
+    pub(super) fn whole_record(&self, at: usize) -> Result<(Header, &[u8], usize), Damage> {
+        let header = self.header(at).ok_or(Damage::Header)?;
+        let payload = at + record::HEADER;
+        let end = at + record::size(header.payload);
+        let padded = self.map.bytes().get(payload..end).ok_or(Damage::Header)?;
+        Ok((header, &padded[..header.payload], end - at))
     }
 
     pub(super) fn payload(&self, offset: u32, len: usize) -> &[u8] {

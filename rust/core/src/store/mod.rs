@@ -36,6 +36,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
+mod ahead;
 mod base;
 mod choice;
 mod column;

@@ -10,9 +10,11 @@
 //! tail: it is cut at the last whole record and reported. Behind `committed` one record may have
 //! been interrupted: it is kept if it is whole, reported if it is torn.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use super::ahead::{Checked, ahead};
 use super::event::Event;
 use super::file::{DATA, Damage, Location, LogFile};
 use super::index::Index;
@@ -105,31 +107,39 @@ pub(super) fn take_up(
         log.add(file);
     }
     log.next_number = log.files.front().map_or(1, |file| file.first_number);
-    let cut = index.load(|index| read(log, index, &mut report))?;
+    let now = log.boot();
+    let Log { files, next_number, .. } = log;
+    let read = |index: &mut Index| {
+        ahead(files, |checked| read(files, checked, now, next_number, index, &mut report))
+    };
+    let cut = index.load(read)?;
     Ok((report, cut))
 }
 
 /// Check and apply every record; where the log has to be cut, if it has to.
 fn read(
-    log: &mut Log,
+    files: &VecDeque<LogFile>,
+    checked: &Checked<'_>,
+    now: [u8; 16],
+    next_number: &mut u64,
     index: &mut Index,
     report: &mut RecoveryReport,
 ) -> Result<Option<(usize, usize)>> {
-    let (now, mut then) = (log.boot(), [0; 16]);
-    let last = log.files.len().saturating_sub(1);
+    let mut then = [0; 16];
+    let last = files.len().saturating_sub(1);
     let mut before: Option<(&LogFile, usize)> = None;
-    for (place, file) in log.files.iter().enumerate() {
-        if file.first_number != log.next_number {
+    for (place, file) in files.iter().enumerate() {
+        if file.first_number != *next_number {
             // The end of the file before may never have reached the disk, with the word that says
             // how far it went.
             let lost = |&(before, at): &(&LogFile, usize)| {
-                at >= before.synced && file.first_number > log.next_number && is_reboot(now, then)
+                at >= before.synced && file.first_number > *next_number && is_reboot(now, then)
             };
             if let Some((before, at)) = before.filter(lost) {
                 report.torn = Some(TornTail {
                     file: before.name(),
                     offset: at as u64,
-                    bytes: bytes_from(log, place),
+                    bytes: bytes_from(files, place),
                     record: "a record that is not there".into(),
                 });
                 return Ok(Some((place - 1, at)));
@@ -138,17 +148,18 @@ fn read(
                 "{}: begins with record {}, where record {} was expected",
                 file.name(),
                 file.first_number,
-                log.next_number
+                *next_number
             )));
         }
         let mut at = DATA;
+        let whole_until = checked.until(place);
         loop {
             let inside = at < file.end;
             if !inside && place != last {
                 break;
             }
-            let found = file.record(at);
-            let expected = |header: &Header| header.number == log.next_number;
+            let found = if at < whole_until { file.whole_record(at) } else { file.record(at) };
+            let expected = |header: &Header| header.number == *next_number;
             match found {
                 Ok((header, payload, size))
                     if expected(&header) && (!inside || at + size <= file.end) =>
@@ -157,7 +168,7 @@ fn read(
                     if let Event::Base(base) = event {
                         then = base.boot;
                     }
-                    log.next_number += 1;
+                    *next_number += 1;
                     report.records += 1;
                     report.bytes += size as u64;
                     at += size;
@@ -170,7 +181,7 @@ fn read(
                         _ => None,
                     };
                     if inside && (at < file.synced || !is_reboot(now, then)) {
-                        return Err(damaged(file, at, log.next_number, known, &found));
+                        return Err(damaged(file, at, *next_number, known, &found));
                     }
                     if !inside && known.is_none() {
                         break;
@@ -180,7 +191,7 @@ fn read(
                     report.torn = Some(TornTail {
                         file: file.name(),
                         offset: at as u64,
-                        bytes: (end - at) as u64 + bytes_from(log, place + 1),
+                        bytes: (end - at) as u64 + bytes_from(files, place + 1),
                         record: known.map_or_else(
                             || "a record whose header is damaged".into(),
                             |h| format!("{} {}", h.kind.subject(), h.subject),
@@ -205,8 +216,8 @@ fn is_reboot(now: [u8; 16], then: [u8; 16]) -> bool {
 }
 
 /// Bytes of records in the files from one on.
-fn bytes_from(log: &Log, place: usize) -> u64 {
-    log.files.iter().skip(place).map(|file| (file.end - DATA) as u64).sum()
+fn bytes_from(files: &VecDeque<LogFile>, place: usize) -> u64 {
+    files.iter().skip(place).map(|file| (file.end - DATA) as u64).sum()
 }
 
 fn apply<'a>(
