@@ -5,6 +5,7 @@ The server is tests/tiny_engine.py; tests/peers/vllm does the same with vLLM.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -307,7 +308,12 @@ def test_an_update_that_is_refused_leads_nowhere_once_stop_was_asked(room: Path)
             go_on.wait()
             raise InvalidInputError(f"{url} has no {version}, {published} of {directory}")
 
-    with CheckpointEngine(Slow(room), room) as engine, ThreadPoolExecutor(2) as callers:
+    with (
+        CheckpointEngine(Slow(room), room) as engine,
+        ThreadPoolExecutor(2) as callers,
+        contextlib.ExitStack() as at_end,
+    ):
+        at_end.callback(go_on.set)  # or what fails here would wait for the callers for ever
         engine.start()
         updated = callers.submit(engine.update, publish(room, 1), 1)
         called.wait()
