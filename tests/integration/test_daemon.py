@@ -138,7 +138,10 @@ JOBS = [
     Submission(source="exit(7)", language="python"),
     Submission(source="kill -6 $$", language="bash"),
     Submission(source="while True: pass", language="python", limits=Limits(cpu_seconds=0.2)),
-    Submission(source="print('x' * 999)", language="python", limits=Limits(output_bytes=10)),
+    # Without an end: a short one may be over before it is stopped, or not.
+    Submission(
+        source="while True: print('x' * 999)", language="python", limits=Limits(output_bytes=10)
+    ),
 ]
 
 
