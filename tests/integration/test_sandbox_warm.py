@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +229,6 @@ def test_limits_hold_and_the_zygote_stays() -> None:
     with Sandbox(slots=1, runner="warm") as sandbox:
         sandbox.run("", language="python")
         before = zygotes()[:2]
-        small = Limits(memory_bytes=16 << 20, disk_bytes=1 << 20, wall_seconds=5, cpu_seconds=2)
         for source, verdict in [
             ("x = bytearray(1 << 30)", "memory_limit"),
             ("import os\nx = []\nwhile 1:\n    x.append(os.urandom(1 << 16))", "memory_limit"),
@@ -246,8 +244,12 @@ def test_limits_hold_and_the_zygote_stays() -> None:
             ),
         ]:
             # On a busy machine a run may wait for a processor longer than it may use one.
-            limits = small if verdict == "wall_limit" else replace(small, wall_seconds=60)
-            limits = limits if verdict == "cpu_limit" else replace(limits, cpu_seconds=30)
+            limits = Limits(
+                cpu_seconds=2 if verdict == "cpu_limit" else 30,
+                wall_seconds=5 if verdict == "wall_limit" else 60,
+                memory_bytes=16 << 20,
+                disk_bytes=1 << 20,
+            )
             result = sandbox.run(source, language="python", limits=limits)
             assert result.verdict == verdict, (source, result)
         assert zygotes()[:2] == before

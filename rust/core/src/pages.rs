@@ -6,7 +6,7 @@
 //! translation of its addresses. An ordinary store reads the line that it writes to into the caches first; of an
 //! array that is too large to stay there, that is a third of the traffic and more, and it pushes out what
 //! others need. So long pieces of large arrays are streamed (non-temporal stores).
-#![expect(unsafe_code, reason = "stores past the caches have no safe form")]
+#![expect(unsafe_code, reason = "stores past the caches and hints have no safe form")]
 
 use std::io;
 use std::marker::PhantomData;

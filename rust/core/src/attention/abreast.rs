@@ -30,7 +30,7 @@ pub(super) struct Query<'a> {
 
 impl Head<'_> {
     /// `N` queries, none longer than the last. So that sums do not wait for one another, `TILES` tiles are
-    /// scored abreast, and LANES numbers of each result are summed. What is `cold` is fetched a block ahead.
+    /// scored abreast, and `LANES` numbers of each result are summed. What is `cold` is fetched a block ahead.
     #[inline(always)]
     pub(super) fn attend<
         const FUSED: bool,

@@ -84,8 +84,9 @@ impl Checked<'_> {
     }
 
     fn claim(&self, state: &mut State) -> Option<usize> {
-        let place = state.next;
-        (place < self.files.len()).then(|| state.next += 1).map(|()| place)
+        let place = (state.next < self.files.len()).then_some(state.next)?;
+        state.next += 1;
+        Some(place)
     }
 
     fn check(&self, place: usize) {

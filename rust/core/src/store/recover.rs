@@ -109,14 +109,13 @@ pub(super) fn take_up(
     log.next_number = log.files.front().map_or(1, |file| file.first_number);
     let now = log.boot();
     let Log { files, next_number, .. } = log;
-    let read = |index: &mut Index| {
+    let cut = index.load(|index| {
         ahead(files, |checked| read(files, checked, now, next_number, index, &mut report))
-    };
-    let cut = index.load(read)?;
+    })?;
     Ok((report, cut))
 }
 
-/// Check and apply every record; where the log has to be cut, if it has to.
+/// Apply every record, and check those that are not `checked`; where the log has to be cut, if it has to.
 fn read(
     files: &VecDeque<LogFile>,
     checked: &Checked<'_>,
