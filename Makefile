@@ -63,7 +63,7 @@ fmt: $(VENV)/.ready ## format everything
 	@cargo fmt --all
 	@$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
 
-sanitize: ## the tests of the store's unsafe code under AddressSanitizer, ThreadSanitizer and miri; needs a nightly toolchain
+sanitize: ## the tests of the core's unsafe code under AddressSanitizer, ThreadSanitizer and miri; needs a nightly toolchain
 	@bash scripts/sanitize.sh
 
 fuzz: ## libFuzzer over the readers of the store's log, with AddressSanitizer; FUZZ_SECONDS=900, needs nightly

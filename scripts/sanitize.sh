@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The store's unsafe code under AddressSanitizer, ThreadSanitizer and miri: bash scripts/sanitize.sh [address|thread|miri]...
+# The core's unsafe code under AddressSanitizer, ThreadSanitizer and miri: bash scripts/sanitize.sh [address|thread|miri]...
 # Needs a nightly toolchain; ThreadSanitizer its component rust-src (it would report the standard library
 # otherwise, which has to be compiled with it too), miri rust-src and miri.
 set -euo pipefail
@@ -37,7 +37,7 @@ for part in "${parts[@]}"; do
     miri)
         lacks miri rust-src miri && continue
         # The tests that run unsafe code and map no file, which miri cannot.
-        cargo +nightly miri test --quiet -p k15-core --lib -- pages:: handover:: \
+        cargo +nightly miri test --quiet -p k15-core --lib -- pages:: handover:: crew:: \
             what_is_published_is_read_back a_word_outside_the_map_is_refused words_may_change_while_they_are_read
         ;;
     *)

@@ -45,6 +45,7 @@ def attend_cached(
     keys: NDArray[np.float32],
     values: NDArray[np.float32],
     out: NDArray[np.float32],
+    threads: int = 1,
 ) -> None:
     """One decode step's attention, in place: each row by itself over the tokens that it holds.
 
@@ -52,8 +53,9 @@ def attend_cached(
     [H, D] attends over places 0 … positions[r], scaled by 1 / sqrt(D), into out[r] [H * D]; H is a
     multiple of K, and groups of H / K queries share a key head. q, k, v: [W, heads, D], each row
     without gaps; positions: [W]; keys, values: [R * K, T, D] with R >= W; out: [W, H * D]. A row's
-    result is the same to the bit whatever the others are. Releases the GIL: nobody may write to the
-    arrays meanwhile. Raises InvalidInputError, and writes nothing, if sizes do not fit.
+    result is the same to the bit whatever the others are, and on however many `threads`. Releases
+    the GIL: nobody may write to the arrays meanwhile. Raises InvalidInputError, and writes nothing,
+    if sizes do not fit.
     """
 
 def checksum(source: NDArray[np.uint8]) -> int:

@@ -63,7 +63,10 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def feed(
-    case: Case, cache: tuple[np.ndarray, np.ndarray], parts: list[tuple[int, int, int]]
+    case: Case,
+    cache: tuple[np.ndarray, np.ndarray],
+    parts: list[tuple[int, int, int]],
+    threads: int = 1,
 ) -> list[np.ndarray]:
     """One call with pieces (row, start, stop), a token of nobody between them: their results."""
     inputs: list[list[np.ndarray]] = [[], [], []]
@@ -77,7 +80,7 @@ def feed(
         at += stop - start + 1
     q, k, v = map(np.concatenate, inputs)
     out = np.full((at, case.H * case.D), 7, np.float32)
-    attend_cached(np.array(rows), np.array(places), q, k, v, *cache, out)
+    attend_cached(np.array(rows), np.array(places), q, k, v, *cache, out, threads)
     assert (out[np.array(rows) < 0] == 7).all()
     return [out[start:stop] for start, stop in spans]
 
@@ -92,7 +95,7 @@ def test_results_are_attention_and_depend_on_their_row_alone(
     for row in rows:
         wanted, error = case.wanted(row)
         np.testing.assert_allclose(at_once[row], wanted, rtol=0, atol=error)
-    # The same in steps of random sizes, in random company.
+    # The same in steps of random sizes, in random company, on any number of threads.
     cache, done, got = case.cache(), [0 for _ in rows], [[] for _ in rows]
     while todo := [row for row in rows if done[row] < case.lengths[row]]:
         some = data.draw(st.lists(st.sampled_from(todo), min_size=1, unique=True))
@@ -101,7 +104,8 @@ def test_results_are_attention_and_depend_on_their_row_alone(
             stop = data.draw(st.integers(done[row] + 1, case.lengths[row]))
             parts.append((row, done[row], stop))
             done[row] = stop
-        for (row, *_), part in zip(parts, feed(case, cache, parts), strict=True):
+        threads = data.draw(st.integers(1, 4))
+        for (row, *_), part in zip(parts, feed(case, cache, parts, threads), strict=True):
             got[row].append(part)
     for row in rows:
         assert np.concatenate(got[row]).tobytes() == at_once[row].tobytes()

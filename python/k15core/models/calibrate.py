@@ -32,10 +32,10 @@ def calibrate(decoder: Decoder) -> None:
     reference = max(REFERENCE_ROWS, decoder.width(decoder.rows))
     weights = {
         w.shape: w
-        for w in (*_matrices(decoder), decoder.head[:HEAD_ROWS])
+        for w in (*decoder.matrices()[:-1], decoder.head[:HEAD_ROWS])
         if w.dtype == decoder.head.dtype
     }
-    least = max(_least_rows(w, decoder.min_rows, reference, generator) for w in weights.values())
+    least = max(_least_rows(decoder, w, reference, generator) for w in weights.values())
     if least > REFERENCE_ROWS:
         warnings.warn(
             f"matrix products of {REFERENCE_ROWS} rows or fewer depend on the number of rows here: "
@@ -46,22 +46,24 @@ def calibrate(decoder: Decoder) -> None:
     decoder.min_rows = least
 
 
-def _matrices(decoder: Decoder) -> tuple[Tensor, ...]:
-    layer = decoder.layers[0]
-    return layer.qkv, layer.o, layer.gate_up, layer.down
-
-
-def _least_rows(weight: Tensor, least: int, reference: int, generator: torch.Generator) -> int:
+def _least_rows(
+    decoder: Decoder, weight: Tensor, reference: int, generator: torch.Generator
+) -> int:
     """The least row count from which on the tried counts give the bits of `reference` rows."""
     x = torch.randn(
         reference, weight.shape[1], device=weight.device, dtype=weight.dtype, generator=generator
     )
-    wanted = F.linear(x, weight)
+
+    def product(rows: Tensor) -> Tensor:
+        with decoder.threads(len(rows)):
+            return F.linear(rows, weight)
+
+    wanted, least = product(x), decoder.min_rows
     near = {least + i * ROW_MULTIPLE for i in range(4)}
     doubled = {least << i for i in range(8)}
     for rows in sorted((near | doubled | {n + ROW_MULTIPLE for n in doubled}), reverse=True):
         if rows <= reference:
             order = torch.randperm(rows, device=x.device, generator=generator)
-            if not torch.equal(F.linear(x[order], weight), wanted[order]):
+            if not torch.equal(product(x[order]), wanted[order]):
                 return rows + ROW_MULTIPLE
     return least

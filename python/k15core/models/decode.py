@@ -13,6 +13,7 @@ resumed run would part from the one that was never killed. What this rests on:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from k15core.models.lean import (
     queries_keys_values,
     rms_norm,
 )
+from k15core.models.runtime import threads_for
 
 ROW_MULTIPLE = 8
 EXTEND_TOKENS = 4096
@@ -74,6 +76,15 @@ class Decoder:
         """How many rows the linear layers see for so many streams."""
         return max(self.min_rows, -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE)
 
+    def matrices(self) -> tuple[Tensor, ...]:
+        """What the products of a pass are with: a layer's matrices and the head."""
+        layer = self.layers[0]
+        return layer.qkv, layer.o, layer.gate_up, layer.down, self.head
+
+    def threads(self, rows: int) -> AbstractContextManager[int]:
+        """The threads of a pass over so many rows: see `threads_for`."""
+        return threads_for(rows * max(matrix.numel() for matrix in self.matrices()))
+
     @torch.inference_mode()
     def step(
         self,
@@ -89,8 +100,10 @@ class Decoder:
         place, and those behind it, hold nothing that is needed. `bounds` are the rows at which a
         class of like lengths begins: see KVCache.padded.
         """
-        states = self._layers(tokens, positions, self.cache.step(positions, rows, bounds))
-        return F.linear(rms_norm(states, self.norm, self.config.rms_norm_eps), self.head)
+        with self.threads(len(tokens)) as threads:
+            attend = self.cache.step(positions, rows, bounds, threads)
+            states = self._layers(tokens, positions, attend)
+            return F.linear(rms_norm(states, self.norm, self.config.rms_norm_eps), self.head)
 
     @torch.inference_mode()
     def extend(
@@ -112,8 +125,9 @@ class Decoder:
         spans = [np.arange(p.start, p.start + len(p.tokens)) for p in work]
         at = np.concatenate([*spans, np.zeros(spare, np.int64)])
         positions = torch.from_numpy(at).to(self.device)
-        attend = self.cache.extend(work, positions)
-        states = self._layers(torch.from_numpy(ids).to(self.device), positions, attend)
+        with self.threads(len(ids)) as threads:
+            attend = self.cache.extend(work, positions, threads)
+            states = self._layers(torch.from_numpy(ids).to(self.device), positions, attend)
         ends = np.cumsum(counts) - 1
         final = [i for i, piece in enumerate(work) if piece.final]
         ended = states[torch.from_numpy(ends[final]).to(self.device)]
@@ -137,7 +151,8 @@ class Decoder:
         n = len(hidden)
         padded = hidden.new_zeros(self.width(n), hidden.shape[1])
         padded[:n] = hidden
-        return F.linear(padded, self.head)[:n]
+        with self.threads(n):
+            return F.linear(padded, self.head)[:n]
 
 
 def is_native(device: torch.device, dtype: torch.dtype) -> bool:

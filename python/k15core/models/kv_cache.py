@@ -51,13 +51,16 @@ class KVCache(Protocol):
     def padded(self) -> bool:
         """Whether rows of like length should be neighbours, for the sake of padding."""
 
-    def step(self, positions: Tensor, rows: NDArray[np.int64], bounds: Sequence[int]) -> Attend:
+    def step(
+        self, positions: Tensor, rows: NDArray[np.int64], bounds: Sequence[int], threads: int
+    ) -> Attend:
         """Attention of one token a row: of `rows` (ascending), to places `positions` [W].
 
-        `bounds` are the rows at which a class of like lengths begins.
+        `bounds` are the rows at which a class of like lengths begins. `threads` are for kernels of
+        our own.
         """
 
-    def extend(self, pieces: Sequence[Piece], positions: Tensor) -> Attend:
+    def extend(self, pieces: Sequence[Piece], positions: Tensor, threads: int) -> Attend:
         """Attention of pieces, one after another, and what is behind them; `positions` [W]."""
 
     def calibrate(self, generator: torch.Generator) -> None:
@@ -86,26 +89,27 @@ class NativeCache:
         positions: Tensor,
         rows: NDArray[np.int64],
         bounds: Sequence[int],  # noqa: ARG002 - nothing is padded
+        threads: int,
     ) -> Attend:
         """See KVCache."""
         row_of = np.full(len(positions), -1, np.int64)
         row_of[rows] = rows
-        return self._attend(row_of, positions)
+        return self._attend(row_of, positions, threads)
 
-    def extend(self, pieces: Sequence[Piece], positions: Tensor) -> Attend:
+    def extend(self, pieces: Sequence[Piece], positions: Tensor, threads: int) -> Attend:
         """See KVCache."""
         row_of = np.full(len(positions), -1, np.int64)
         counts = [len(piece.tokens) for piece in pieces]
         row_of[: sum(counts)] = np.repeat([piece.row for piece in pieces], counts)
-        return self._attend(row_of, positions)
+        return self._attend(row_of, positions, threads)
 
-    def _attend(self, row_of: NDArray[np.int64], positions: Tensor) -> Attend:
+    def _attend(self, row_of: NDArray[np.int64], positions: Tensor, threads: int) -> Attend:
         places = positions.numpy()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
             keys, values = self._cache[layer]
             attend_cached(
-                row_of, places, q.numpy(), k.numpy(), v.numpy(), keys, values, out.numpy()
+                row_of, places, q.numpy(), k.numpy(), v.numpy(), keys, values, out.numpy(), threads
             )
 
         return attend

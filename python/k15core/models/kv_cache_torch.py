@@ -59,7 +59,13 @@ class TorchCache:
         self._config = config
         self.lengths = _ladder(length)
 
-    def step(self, positions: Tensor, rows: NDArray[np.int64], bounds: Sequence[int]) -> Attend:
+    def step(
+        self,
+        positions: Tensor,
+        rows: NDArray[np.int64],
+        bounds: Sequence[int],
+        threads: int,  # noqa: ARG002 - torch's own kernels
+    ) -> Attend:
         """See KVCache. Rows between two `bounds` share a padded length. Rows that are not in `rows`
         but below its last are computed too."""
         n, K, cache = int(rows[-1]) + 1, self._config.num_key_value_heads, self._cache
@@ -84,7 +90,12 @@ class TorchCache:
 
         return attend
 
-    def extend(self, pieces: Sequence[Piece], positions: Tensor) -> Attend:
+    def extend(
+        self,
+        pieces: Sequence[Piece],
+        positions: Tensor,
+        threads: int,  # noqa: ARG002 - torch's own kernels
+    ) -> Attend:
         """See KVCache."""
         counts = [len(piece.tokens) for piece in pieces]
         total = sum(counts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -11,6 +13,10 @@ from k15core.errors import InvalidInputError
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEEP = 1 << 30
+
+WORTH_THREADS = 4_000_000
+"""Multiplications of a matrix product from which on torch's threads pay: to hand half of it to a
+second one took 10-20 us where it was measured, what 1.5 million take."""
 
 
 def configure(threads: int, device: str = "cpu") -> None:
@@ -37,3 +43,22 @@ def configure(threads: int, device: str = "cpu") -> None:
         return
     libc.mallopt(_M_MMAP_THRESHOLD, _KEEP)
     libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEEP - 1)
+
+
+@contextmanager
+def threads_for(multiplications: int) -> Iterator[int]:
+    """Torch's threads only where matrix products are large enough for them; one otherwise.
+
+    Yields how many threads our own kernels may use meanwhile: torch's number where it uses one, and
+    one where it uses them, since its threads stay at their processors for a while after each
+    product.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or multiplications >= WORTH_THREADS:
+        yield 1
+        return
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)

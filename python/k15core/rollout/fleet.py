@@ -156,7 +156,8 @@ class Fleet:
                     yield chunk
                 if self._fault is not None:
                     raise self._fault
-                self._follow()
+                if chunk is None:  # streams were started, or an engine has none left
+                    self._follow()
         finally:
             await self._end_all()
 

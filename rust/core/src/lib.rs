@@ -4,6 +4,7 @@
 //! of its inputs.
 
 pub mod attention;
+mod crew;
 pub mod error;
 pub mod handover;
 pub mod micro_batch;

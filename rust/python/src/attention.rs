@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// Put each token's key and value into the cache and attend over its row up to it.
 #[pyfunction]
-#[pyo3(signature = (rows, positions, q, k, v, keys, values, out))]
+#[pyo3(signature = (rows, positions, q, k, v, keys, values, out, threads = 1))]
 #[expect(clippy::too_many_arguments, reason = "the arrays of a decode step")]
 pub fn attend_cached(
     py: Python<'_>,
@@ -22,6 +22,7 @@ pub fn attend_cached(
     mut keys: PyReadwriteArray3<'_, f32>,
     mut values: PyReadwriteArray3<'_, f32>,
     mut out: PyReadwriteArray2<'_, f32>,
+    threads: usize,
 ) -> Result<()> {
     let (rows, positions) = (rows.as_array(), positions.as_array());
     let (q, k, v) = (q.as_array(), k.as_array(), v.as_array());
@@ -45,7 +46,7 @@ pub fn attend_cached(
     let keys = keys.as_slice_mut().map_err(|_| gaps("keys"))?;
     let values = values.as_slice_mut().map_err(|_| gaps("values"))?;
     let out = out.as_slice_mut().map_err(|_| gaps("out"))?;
-    py.detach(|| attend(shape, &tokens, keys, values, out))?;
+    py.detach(|| attend(shape, &tokens, keys, values, out, threads))?;
     Ok(())
 }
 

@@ -228,7 +228,8 @@ class EmbeddedEngine:
         slots, n = self._slots, self._slots.used
         if n == 0:
             return
-        tokens, log_probs = sample(self._logits[:n], slots.temperature[:n], slots.noise(n))
+        with self._decoder.threads(n):
+            tokens, log_probs = sample(self._logits[:n], slots.temperature[:n], slots.noise(n))
         replayed = slots.known(n, tokens)
         rows = np.nonzero(slots.active[:n])[0]
         fresh = rows[~replayed[rows]]

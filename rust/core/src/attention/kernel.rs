@@ -1,4 +1,4 @@
-//! The order of work: a row's new tokens are written, then each head's queries go over what it holds.
+//! The order of work: all new tokens are written, then each head's queries go over what their row holds.
 //!
 //! All of it is inlined into one function, which pulp compiles for the processor at hand: what is not
 //! inlined would be compiled for the oldest one.
@@ -11,12 +11,12 @@ use super::abreast::{BLOCK, Head, Query};
 use super::{Shape, TILE, Token};
 use crate::pages::fetch;
 
-/// One call's work.
+/// The queries of some tokens, whose keys and values have been [put] into the cache.
 pub(super) struct Tokens<'a> {
     pub(super) shape: Shape,
     pub(super) tokens: &'a [Option<Token<'a>>],
-    pub(super) keys: &'a mut [f32],
-    pub(super) values: &'a mut [f32],
+    pub(super) keys: &'a [f32],
+    pub(super) values: &'a [f32],
     pub(super) out: &'a mut [f32],
 }
 
@@ -38,25 +38,9 @@ impl Tokens<'_> {
             let run;
             (run, later) = later.split_at(same_row(later));
             if let Some(first) = first {
-                self.put(run);
                 self.attend::<FUSED>(run, first, later.first().copied().flatten(), offset);
             }
             offset += run.len() * self.shape.width();
-        }
-    }
-
-    /// Writes keys and values into the cache.
-    #[inline(always)]
-    fn put(&mut self, run: &[Option<Token<'_>>]) {
-        let (dim, span) = (self.shape.head_dim, self.shape.span());
-        for token in run.iter().flatten() {
-            let heads = token.k.chunks_exact(dim).zip(token.v.chunks_exact(dim));
-            for (head, (key, value)) in heads.enumerate() {
-                let start = self.shape.place(token.row, head);
-                put_key(&mut self.keys[start..start + span], token.position, key);
-                let place = start + token.position * dim;
-                self.values[place..place + dim].copy_from_slice(value);
-            }
         }
     }
 
@@ -128,8 +112,26 @@ fn same_row(tokens: &[Option<Token<'_>>]) -> usize {
     1 + tokens.windows(2).take_while(follows).count()
 }
 
+/// Writes the tokens' keys and values into the cache.
+pub(super) fn put(
+    shape: Shape,
+    tokens: &[Option<Token<'_>>],
+    keys: &mut [f32],
+    values: &mut [f32],
+) {
+    let (dim, span) = (shape.head_dim, shape.span());
+    for token in tokens.iter().flatten() {
+        let heads = token.k.chunks_exact(dim).zip(token.v.chunks_exact(dim));
+        for (head, (key, value)) in heads.enumerate() {
+            let start = shape.place(token.row, head);
+            put_key(&mut keys[start..start + span], token.position, key);
+            let place = start + token.position * dim;
+            values[place..place + dim].copy_from_slice(value);
+        }
+    }
+}
+
 /// Writes a key into its column of its tile.
-#[inline(always)]
 fn put_key(keys: &mut [f32], position: usize, key: &[f32]) {
     let tile = &mut keys[position / TILE * TILE * key.len()..];
     for (column, &x) in tile.chunks_exact_mut(TILE).zip(key) {

@@ -7,7 +7,8 @@
 //! with others of its row (prefill). Softmax is computed as it goes, a block of tokens at a time (Milakov and
 //! Gimelshein, 2018), so that keys and values stream through the first cache once. Queries of one row and
 //! key head go four abreast: what was read serves them all, and their sums do not wait for each other. Where
-//! there is one alone, what bounds it is memory: its next block is fetched while it is at work.
+//! there is one alone, what bounds it is memory: its next block is fetched while it is at work. Other threads
+//! take tokens of their own.
 //!
 //! Values lie as [tokens, head_dim]. Keys lie in tiles of [`TILE`] tokens, each [head_dim, TILE], so that
 //! scores of neighbouring tokens are neighbours in a vector and no sum across one is needed: half the time
@@ -15,6 +16,7 @@
 
 mod abreast;
 mod kernel;
+mod share;
 mod softmax;
 
 use crate::{Error, Result};
@@ -109,11 +111,11 @@ impl Shape {
     }
 }
 
-/// Puts each token's key and value into the cache and attends over its row up to it, in the order given.
+/// Puts each token's key and value into the cache, and attends with each over its row up to it.
 ///
 /// `keys` and `values` are rows of [`Shape::row`] numbers each. Result i goes to the i-th
 /// [query_heads * head_dim] numbers of `out`, which are left alone where a token is `None`. Scores are scaled
-/// by 1 / sqrt(head_dim).
+/// by 1 / sqrt(head_dim). At most `threads` threads share the work, this one among them; they change no bit.
 ///
 /// # Errors
 ///
@@ -124,6 +126,7 @@ pub fn attend(
     keys: &mut [f32],
     values: &mut [f32],
     out: &mut [f32],
+    threads: usize,
 ) -> Result<()> {
     shape.check()?;
     let rows = keys.len() / shape.row();
@@ -135,6 +138,7 @@ pub fn attend(
         }
     }
     tokens.iter().flatten().try_for_each(|token| shape.check_token(token, rows))?;
-    pulp::Arch::new().dispatch(kernel::Tokens { shape, tokens, keys, values, out });
+    kernel::put(shape, tokens, keys, values);
+    share::attend(shape, tokens, (keys, values), out, threads);
     Ok(())
 }
