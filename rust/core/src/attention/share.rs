@@ -22,13 +22,14 @@ pub(super) fn attend(
 ) {
     let arch = pulp::Arch::new();
     let work = |(tokens, out)| arch.dispatch(Tokens { shape, tokens, keys, values, out });
-    let pieces = if threads > 1 { (total(shape, tokens) / LEAST).min(threads * PIECES) } else { 1 };
-    if pieces < 2 {
+    let pieces = if threads > 1 { total(shape, tokens) / LEAST } else { 0 };
+    let threads = threads.min(pieces / 2); // whom to wake for less costs more than it saves
+    if threads < 2 {
         return work((tokens, out));
     }
-    let heap = Mutex::new(cut(shape, tokens, out, pieces));
+    let heap = Mutex::new(cut(shape, tokens, out, pieces.min(threads * PIECES)));
     let take = || heap.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    crew::together((threads - 1).min(pieces - 1), &|| {
+    crew::together(threads - 1, &|| {
         while let Some(piece) = take() {
             work(piece);
         }
