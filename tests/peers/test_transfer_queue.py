@@ -145,7 +145,7 @@ def test_kills_while_others_put_and_get(queue: Path) -> None:
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        for first in cycle(range(1, 400, 4)):  # until there were enough, however fast this is
+        for first in cycle(range(1, 160, 4)):  # until there were enough, however fast this is
             put(*range(first, first + 4))
             check(*range(max(1, first - 8), first + 4))
             if len(set(killed)) >= 4:
