@@ -70,6 +70,7 @@ class Decoder:
             self.head = model.head.detach().clone()
         self.norm = model.get_parameter("model.norm.weight").detach().clone()
         self.device = self.embedding.device
+        self._largest = max(matrix.numel() for matrix in self.matrices())
         self._cos, self._sin = (table.clone() for table in model.rope(self.length))
 
     def width(self, rows: int) -> int:
@@ -83,7 +84,7 @@ class Decoder:
 
     def threads(self, rows: int) -> AbstractContextManager[int]:
         """The threads of a pass over so many rows: see `threads_for`."""
-        return threads_for(rows * max(matrix.numel() for matrix in self.matrices()))
+        return threads_for(rows * self._largest)
 
     @torch.inference_mode()
     def step(
