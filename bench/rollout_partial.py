@@ -1,11 +1,14 @@
 """Partial rollouts against continuous batching that waits for the last response.
 
-Both are the same code on the same model, store and slots: `PartialRollout` over the embedded
-engine, with new weights in each iteration, and 256 responses an iteration. One starts somewhat more
-and stops when 256 are finished: what is unfinished then waits in the store, and its prefix is
-computed again under the new weights. The other generates every response to its end. Response
-lengths are forced: log-normal, a function of the trajectory's id. Counted are finished responses
-a second, in steady state: as many are begun as end. Both have two threads, as the demo has.
+Both are the same code on the same model, store, engines and slots: `PartialRollout` with new
+weights in each iteration, and 256 responses an iteration. One starts somewhat more and stops when
+256 are finished: what is unfinished then waits in the store, and its prefix is computed again under
+the new weights. The other generates every response to its end. Response lengths are forced:
+log-normal, a function of the trajectory's id. Counted are finished responses a second, in steady
+state: as many are begun as have ended, which may be more than 256 where several end in one step.
+
+Both have two processors: as a fleet of two processes with half of the slots each, which is what
+rolls out fastest there, and, in a row without a bar, as one process with two threads.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,19 +29,22 @@ from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
 from k15core.models.runtime import configure
 from k15core.models.weights import ModelWeights
-from k15core.rollout.embedded import EmbeddedEngine
+from k15core.rollout.embedded import EmbeddedEngine, EmbeddedProcess
+from k15core.rollout.fleet import Fleet
 from k15core.rollout.partial import PartialRollout
-from k15core.types import Chunk, Lease, WeightSource
+from k15core.types import Chunk, Lease, RolloutEngine, WeightSource
 
 NAME = "rollout.partial"
 BAR = 1.6
 PEER = "our own engine, waiting for the last response"
 MEDIAN, SIGMA, CAP = 64, 1.0, 1024
 SLOTS, PROMPTS, K, PROMPT_TOKENS = 64, 32, 8, 11
-EXTRA = 4
-"""Prompts begun beyond those of the first iteration. At the end of each as many streams are left as
-make a step (32 rows) no cheaper by getting fewer: of 1 to 6, and 8, this was the fastest."""
-ITERATIONS = 4
+PROCESSES = 2
+EXTRA = {1: 4, 2: 6}
+"""Prompts begun beyond those of the first iteration, by processes. At the end of each iteration so
+many streams are left that a step gets no cheaper by fewer: the fastest of 3, 4, 6 and 8 (with one
+process of 1 to 6 and 8)."""
+ITERATIONS = 8
 """Iterations of a round: how long the last response is varies much from one to the next."""
 WARMUP = 5
 """Iterations until the carried-over trajectories are as many as they will be."""
@@ -54,24 +62,21 @@ MODEL = {
 }
 
 
+DRAWS = np.random.default_rng(0).lognormal(np.log(MEDIAN), SIGMA, 1 << 16)
+LENGTHS = [int(draw) for draw in np.clip(np.rint(DRAWS), 1, CAP)]
+
+
 def forced_length(trajectory_id: int) -> int:
     """Tokens of a response, whatever the model says."""
-    draw = np.random.default_rng(trajectory_id).lognormal(np.log(MEDIAN), SIGMA)
-    return int(np.clip(np.rint(draw), 1, CAP))
+    return LENGTHS[trajectory_id % len(LENGTHS)]
 
 
 class ForcedLengths:
-    """A rollout engine whose responses stop at their forced length; the model's end token is not
-    known to it."""
+    """An engine whose responses stop at their forced length. Whoever spreads streams over several
+    does not know it."""
 
-    def __init__(self, model: LeanModel) -> None:
-        self.engine = EmbeddedEngine(
-            model,
-            max_total_tokens=PROMPT_TOKENS + CAP,
-            slots=SLOTS,
-            eos_token_ids=[],
-            repetition={"min_covered": CAP},
-        )
+    def __init__(self, engine: RolloutEngine) -> None:
+        self.engine, self.version = engine, engine.version
         self._left: dict[int, int] = {}
 
     def start(
@@ -103,14 +108,26 @@ class ForcedLengths:
         """See RolloutEngine."""
         self.engine.update_weights(source, version)
 
+    def acquire(self) -> None:
+        """See RolloutEngine."""
+        self.engine.acquire()
+
+    def release(self) -> None:
+        """See RolloutEngine."""
+        self.engine.release()
+
+    def close(self) -> None:
+        """See RolloutEngine."""
+        self.engine.close()
+
 
 class Iterations:
     """Iterations of one kind of rollout, each of 256 new responses."""
 
-    def __init__(self, extra: int) -> None:
+    def __init__(self, processes: int, extra: int) -> None:
         self.extra = extra
         self.model = new_model(MODEL, seed=0, embedding_std=1.0, qk_norm_gain=2.0)
-        self.engine, self.store, self.version = ForcedLengths(self.model), Store(), 0
+        self.engine, self.store, self.version = engine(self.model, processes), Store(), 0
         self.rollout = PartialRollout(
             self.store,
             self.engine,
@@ -124,7 +141,8 @@ class Iterations:
     def run(self) -> float:
         """One iteration; seconds a finished response."""
         self.version += 1
-        for i in range(PROMPTS + (self.extra if self.version == 1 else 0)):
+        missing = (PROMPTS + self.extra) * K - self.store.unfinished()
+        for i in range(round(missing / K)):
             ids = self.draws.integers(0, 80, PROMPT_TOKENS).astype(np.int32)
             self.store.add_group(Prompt(i, ids, ""), K, version=self.version)
         finished: list[int] = []
@@ -150,20 +168,38 @@ class Iterations:
                 self.store.drop_groups([group])
 
 
-def contender(extra: int) -> Contender:
-    iterations = Iterations(extra)
-    for _ in range(WARMUP if extra else 1):
+def engine(model: LeanModel, processes: int) -> Fleet | ForcedLengths:
+    settings: dict[str, Any] = {
+        "max_total_tokens": PROMPT_TOKENS + CAP,
+        "slots": SLOTS // processes,
+        "eos_token_ids": [],
+        "repetition": {"min_covered": CAP},
+    }
+    if processes == 1:
+        return ForcedLengths(EmbeddedEngine(model, **settings))
+    return Fleet([ForcedLengths(EmbeddedProcess(model, **settings)) for _ in range(processes)])
+
+
+def contender(iterations: Iterations) -> Contender:
+    for _ in range(WARMUP if iterations.extra else 1):
         iterations.run()
     return lambda: statistics.fmean(iterations.run() for _ in range(ITERATIONS))
 
 
+def rows(name: str, processes: int, bar: float | None) -> list[Entry]:
+    """The claim with engines in so many processes."""
+    partial, waiting = Iterations(processes, EXTRA[processes]), Iterations(processes, 0)
+    with closing(partial.engine), closing(waiting.engine):
+        return compare(
+            name,
+            contender(partial),
+            {PEER: contender(waiting)},
+            bars={PEER: bar},
+            unit="responses/s",
+            figure=lambda cost: 1 / cost,
+        )
+
+
 def run() -> list[Entry]:
     configure(threads=2)
-    return compare(
-        NAME,
-        contender(EXTRA),
-        {PEER: contender(0)},
-        bars={PEER: BAR},
-        unit="responses/s",
-        figure=lambda cost: 1 / cost,
-    )
+    return [*rows(NAME, PROCESSES, BAR), *rows(f"{NAME}.one_process", 1, None)]

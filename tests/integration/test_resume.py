@@ -82,8 +82,8 @@ class Runs:
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["k15core.controller.loop"])
 
-    def start(self, name: str) -> list[str]:
-        changes = [word for setting in SETTINGS for word in ("--set", setting)]
+    def start(self, name: str, *settings: str) -> list[str]:
+        changes = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
         recipe = str(ROOT / "recipes" / "doors.yaml")
         return ["train", recipe, "--runs", str(self.folder), "--name", name, *changes]
 
@@ -161,9 +161,23 @@ def check_nothing_acknowledged_is_lost(run: RunDirectory) -> None:
         assert after[trajectory_id] == trajectory
 
 
-def test_twenty_kills_change_nothing(runs: Runs) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs) -> dict[str, Any]:
     assert runs.go(runs.start("undisturbed"))
-    undisturbed = outcome(RunDirectory(runs.folder / "undisturbed"))
+    return outcome(RunDirectory(runs.folder / "undisturbed"))
+
+
+def test_engines_in_processes_of_their_own_change_nothing(
+    runs: Runs, undisturbed: dict[str, Any]
+) -> None:
+    """Nor does a kill of the controller, with which they end."""
+    fleet = "rollout.engine={kind: embedded_fleet, processes: 2, slots: 32, chunk_tokens: 2}"
+    assert not runs.go(runs.start("fleet", fleet), kill_at=60)
+    assert runs.go(runs.resume("fleet"))
+    assert outcome(RunDirectory(runs.folder / "fleet")) == undisturbed
+
+
+def test_twenty_kills_change_nothing(runs: Runs, undisturbed: dict[str, Any]) -> None:
     assert undisturbed["unfinished"], "the recipe should leave partial rollouts at its end"
     assert len({json.loads(x)["iteration"] for x in undisturbed["rollouts"].splitlines()}) >= 3
 

@@ -62,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--engine",
         metavar="KIND",
-        help="what rolls out: embedded, vllm, vllm_server, vllm_fleet (rollout.engine.kind)",
+        help="what rolls out: embedded, embedded_fleet, vllm, vllm_server, vllm_fleet "
+        "(rollout.engine.kind)",
     )
     train.add_argument(
         "--trainer", metavar="KIND", help="what trains: torch, megatron (trainer.kind)"

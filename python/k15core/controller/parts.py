@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from k15core.types import Prompt, Reward, RolloutEngine, Task, Trainer
 
 
-HERE = ("torch", "embedded")
-"""Trainers and engines in the controller's process: they are given a model, others a directory."""
+HERE = ("torch", "embedded", "embedded_fleet")
+"""Trainers and engines that are given the controller's model; others are given a directory."""
 
 
 @dataclass

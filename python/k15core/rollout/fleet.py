@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Given:
-    """A stream as it stands: what an engine is given to go on with it."""
+    """A stream: what an engine was given, and what it has handed out since."""
 
     lease: Lease
-    left: int
+    max_new_tokens: int
     temperature: float
     seed: int
     engine: RolloutEngine
+    chunks: list[Chunk] = field(default_factory=list)
 
     @property
     def prompt(self) -> bytes:
@@ -40,16 +41,18 @@ class _Given:
     @property
     def cost(self) -> int:
         """Tokens that an engine has to compute for it, at most."""
-        return len(self.lease.input_ids) + self.left
+        return len(self.lease.input_ids) + self.max_new_tokens
 
-    def add(self, chunk: Chunk) -> None:
-        lease = self.lease
-        versions = np.full(len(chunk.tokens), chunk.version, np.uint32)
-        self.left -= len(chunk.tokens)
+    def go_on(self) -> None:
+        """Stand as another engine is to be given it."""
+        lease, tokens = self.lease, [chunk.tokens for chunk in self.chunks]
+        versions = [np.full(len(c.tokens), c.version, np.uint32) for c in self.chunks]
+        self.max_new_tokens -= sum(map(len, tokens))
+        self.chunks = []
         self.lease = replace(
             lease,
-            input_ids=np.concatenate((lease.input_ids, chunk.tokens)),
-            versions=np.concatenate((lease.versions, versions)),
+            input_ids=np.concatenate((lease.input_ids, *tokens)),
+            versions=np.concatenate((lease.versions, *versions)),
         )
 
 
@@ -233,7 +236,7 @@ class Fleet:
                 try:
                     engine.start(
                         [each.lease for each in share],
-                        max_new_tokens=[each.left for each in share],
+                        max_new_tokens=[each.max_new_tokens for each in share],
                         temperature=share[0].temperature,
                         seed=share[0].seed,
                     )
@@ -280,7 +283,7 @@ class Fleet:
             async for chunk in engine.chunks():
                 given = self._streams.get(chunk.trajectory_id)
                 if given is not None and chunk.finish_reason is None:
-                    given.add(chunk)
+                    given.chunks.append(chunk)
                 elif given is not None:
                     del self._streams[chunk.trajectory_id]
                 self._handed.put_nowait(chunk)
@@ -290,6 +293,7 @@ class Fleet:
             orphans = [each for each in self._streams.values() if each.engine is engine]
             for each in orphans:
                 del self._streams[each.lease.trajectory_id]
+                each.go_on()
             try:
                 self._start(orphans)
             except (ProcessDiedError, InvalidInputError) as none_left:
