@@ -40,10 +40,9 @@ PEER = "our own engine, waiting for the last response"
 MEDIAN, SIGMA, CAP = 64, 1.0, 1024
 SLOTS, PROMPTS, K, PROMPT_TOKENS = 64, 32, 8, 11
 PROCESSES = 2
-EXTRA = {1: 4, 2: 6}
-"""Prompts begun beyond those of the first iteration, by processes. At the end of each iteration so
-many streams are left that a step gets no cheaper by fewer: the fastest of 3, 4, 6 and 8 (with one
-process of 1 to 6 and 8)."""
+EXTRA = 4
+"""Prompts begun beyond those of an iteration. At its end so many streams are left that a step gets
+no cheaper by fewer: the fastest of 3, 4, 5, 6 and 8, with one process of 1 to 6 and 8."""
 ITERATIONS = 8
 """Iterations of a round: how long the last response is varies much from one to the next."""
 WARMUP = 5
@@ -188,7 +187,7 @@ def contender(iterations: Iterations) -> Contender:
 
 def rows(name: str, processes: int, bar: float | None) -> list[Entry]:
     """The claim with engines in so many processes."""
-    partial, waiting = Iterations(processes, EXTRA[processes]), Iterations(processes, 0)
+    partial, waiting = Iterations(processes, EXTRA), Iterations(processes, 0)
     with closing(partial.engine), closing(waiting.engine):
         return compare(
             name,
