@@ -154,8 +154,8 @@ class EmbeddedProcess:
         settings, model = dict(self._settings), self._model
         given: Any = model
         if isinstance(model, LeanModel):
-            settings.setdefault("device", str(model.embedding.device))
-            settings.setdefault("dtype", model.embedding.dtype)
+            settings["device"] = settings.get("device") or str(model.embedding.device)
+            settings["dtype"] = settings.get("dtype") or model.embedding.dtype
             given = model.config, packed(ModelWeights(model))
         try:
             self._call("make", given, threads=self._threads, **settings)
