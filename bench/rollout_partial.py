@@ -126,7 +126,7 @@ class Iterations:
     def __init__(self, processes: int, extra: int) -> None:
         self.extra = extra
         self.model = new_model(MODEL, seed=0, embedding_std=1.0, qk_norm_gain=2.0)
-        self.engine, self.store, self.version = engine(self.model, processes), Store(), 0
+        self.engine, self.store, self.version = make_engine(self.model, processes), Store(), 0
         self.rollout = PartialRollout(
             self.store,
             self.engine,
@@ -167,7 +167,7 @@ class Iterations:
                 self.store.drop_groups([group])
 
 
-def engine(model: LeanModel, processes: int) -> Fleet | ForcedLengths:
+def make_engine(model: LeanModel, processes: int) -> Fleet | ForcedLengths:
     settings: dict[str, Any] = {
         "max_total_tokens": PROMPT_TOKENS + CAP,
         "slots": SLOTS // processes,

@@ -23,6 +23,7 @@ from k15core.models.create import new_model
 from k15core.models.lean import LeanModel
 from k15core.models.weights import ModelWeights, save_model
 from k15core.rollout.embedded import EmbeddedEngine, EmbeddedFleet, EmbeddedProcess
+from k15core.rollout.embedded.messages import Weights
 from k15core.rollout.partial import PartialRollout
 from k15core.types import Prompt
 
@@ -305,7 +306,7 @@ def test_a_fault_that_is_no_refusal_is_told(
     models: list[LeanModel], process: EmbeddedProcess
 ) -> None:
     with pytest.raises(Error, match="SafetensorError"):
-        process._call("update_weights", b"no weights at all", 1)
+        process._call("update_weights", Weights(b"no weights at all"), 1)
     with pytest.raises(Error, match="AttributeError"):
         process._call("dance")
     same(told(process), told(EmbeddedEngine(models[0], **SETTINGS)))

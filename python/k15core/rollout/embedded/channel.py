@@ -1,4 +1,4 @@
-"""What an `EmbeddedProcess` and its program say to each other: pickled messages over a socket."""
+"""Pickled messages over a socket, between an `EmbeddedProcess` and its program."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ import pickle
 import select
 import socket
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from k15core.types import Chunk
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from k15core.types import FinishReason, Loop
+    from collections.abc import Iterator
 
 LENGTH = struct.Struct("<Q")
 AT_ONCE = 1 << 16
@@ -91,41 +82,3 @@ class Channel:
             raise ConnectionResetError("the other end is gone")
         self._inbox += content
         return len(content) == AT_ONCE
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """Some chunks of one version as few arrays: two a chunk would cost more than all the rest."""
-
-    version: int
-    trajectory_ids: list[int]
-    lengths: list[int]
-    tokens: NDArray[np.int32]
-    log_probs: NDArray[np.float32]
-    reasons: list[FinishReason | None]
-    loops: list[Loop | None]
-
-    @classmethod
-    def of(cls, chunks: Sequence[Chunk]) -> Chunks:
-        """At least one chunk."""
-        return cls(
-            version=chunks[0].version,
-            trajectory_ids=[chunk.trajectory_id for chunk in chunks],
-            lengths=[len(chunk.tokens) for chunk in chunks],
-            tokens=np.concatenate([chunk.tokens for chunk in chunks]),
-            log_probs=np.concatenate([chunk.log_probs for chunk in chunks]),
-            reasons=[chunk.finish_reason for chunk in chunks],
-            loops=[chunk.loop for chunk in chunks],
-        )
-
-    def each(self) -> Iterable[Chunk]:
-        """The chunks again."""
-        start = 0
-        for trajectory_id, length, reason, loop in zip(
-            self.trajectory_ids, self.lengths, self.reasons, self.loops, strict=True
-        ):
-            part = slice(start, start + length)
-            start += length
-            yield Chunk(
-                trajectory_id, self.tokens[part], self.log_probs[part], self.version, reason, loop
-            )

@@ -15,17 +15,14 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-
 from k15core.errors import Error, InvalidInputError, ProcessDiedError
 from k15core.models.lean import LeanModel
 from k15core.models.weights import ModelWeights
 from k15core.rollout.embedded.channel import Channel
+from k15core.rollout.embedded.messages import Weights
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
-
-    from torch import Tensor
 
     from k15core.types import Chunk, Lease, WeightSource
 
@@ -116,7 +113,7 @@ class EmbeddedProcess:
 
     def update_weights(self, source: WeightSource, version: int) -> None:
         """Hand over new weights. See `RolloutEngine.update_weights`."""
-        self._call("update_weights", packed(source), version)
+        self._call("update_weights", Weights.of(source), version)
         self.version = version
 
     def acquire(self) -> None:
@@ -156,7 +153,7 @@ class EmbeddedProcess:
         if isinstance(model, LeanModel):
             settings["device"] = settings.get("device") or str(model.embedding.device)
             settings["dtype"] = settings.get("dtype") or model.embedding.dtype
-            given = model.config, packed(ModelWeights(model))
+            given = model.config, Weights.of(ModelWeights(model))
         try:
             self._call("make", given, threads=self._threads, **settings)
         except Error:
@@ -220,12 +217,3 @@ class EmbeddedProcess:
             f"embedded engine: process {self._process.pid} ended with code {code}; its last words "
             "are on this process's standard error"
         )
-
-
-def packed(source: WeightSource) -> bytes:
-    """Weights as one message's bytes."""
-    tensors: dict[str, Tensor] = {
-        name: tensor.detach().contiguous()  # type: ignore[attr-defined]
-        for name, tensor in source.tensors()
-    }
-    return safetensors.torch.save(tensors)

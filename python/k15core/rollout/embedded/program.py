@@ -13,36 +13,20 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-
 from k15core.errors import Error
 from k15core.models.lean import LeanModel
 from k15core.models.runtime import configure
 from k15core.models.weights import copy_weights
-from k15core.rollout.embedded.channel import Channel, Chunks
+from k15core.rollout.embedded.channel import Channel
 from k15core.rollout.embedded.engine import EmbeddedEngine
+from k15core.rollout.embedded.messages import Chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from k15core.types import Chunk
 
 CHUNKS = 8
 """Chunks that are sent together: a message costs both sides about as much as a chunk. The end of a
 stream is told at once, since somebody may wait for it."""
-
-
-class Packed:
-    """The WeightSource of what `EmbeddedProcess` sends."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors."""
-        yield from safetensors.torch.load(self._content).items()
 
 
 class Program:
@@ -105,10 +89,6 @@ class Program:
                 return None
             engine = self._engine
             assert engine is not None
-            if name == "update_weights":
-                content, version = arguments
-                engine.update_weights(Packed(content), version)
-                return None
             getattr(engine, name)(*arguments, **named)
             if name == "start":
                 self._starts += 1
@@ -120,9 +100,9 @@ class Program:
     def _make(self, model: Any, *, threads: int, **settings: Any) -> None:
         configure(threads, str(settings.get("device") or "cpu"))
         if isinstance(model, tuple):
-            config, content = model
+            config, weights = model
             model = LeanModel(config, dtype=settings["dtype"])
-            copy_weights(model, Packed(content).tensors())
+            copy_weights(model, weights.tensors())
         self._engine = EmbeddedEngine(model, **settings)
 
 
