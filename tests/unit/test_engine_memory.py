@@ -5,7 +5,7 @@ There is no GPU beside these tests: the stand-in has the calls that nvidia-ml-py
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -15,6 +15,15 @@ from k15core.deploy.checkpoint_engine.memory import Meter
 
 Held = dict[int, list[tuple[int, int | None]]]
 """By device: processes with their bytes."""
+
+HOLDS_MORE_WHEN_ASKED = """
+import sys
+print("little", flush=True)
+sys.stdin.readline()
+more = bytearray(b"x") * (32 << 20)
+print("much", flush=True)
+sys.stdin.readline()
+"""
 
 
 class Nvml(ModuleType):
@@ -52,13 +61,25 @@ def test_resident_memory_is_that_of_the_processes_that_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    meter = Meter([os.getpid()])
-    assert meter.kind == "resident"
-    before = meter.read([os.getpid()])
-    more = bytearray(b"x") * (32 << 20)
-    assert meter.read([os.getpid()]) > before + (30 << 20)
-    assert len(more) == 32 << 20
-    assert meter.read([]) == 0
+    # A process of its own: pytest's may give memory of earlier tests back between two readings.
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLDS_MORE_WHEN_ASKED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as held:
+        assert held.stdin is not None
+        assert held.stdout is not None
+        assert held.stdout.readline() == b"little\n"
+        meter = Meter([held.pid])
+        assert meter.kind == "resident"
+        before = meter.read([held.pid])
+        held.stdin.write(b"\n")
+        held.stdin.flush()
+        assert held.stdout.readline() == b"much\n"
+        assert meter.read([held.pid]) > before + (30 << 20)
+        assert meter.read([]) == 0
+    assert before > 0
+    assert meter.read([held.pid]) == 0, "a process that has ended"
 
 
 def test_a_machine_without_a_gpu_is_read_by_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
