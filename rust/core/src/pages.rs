@@ -194,6 +194,21 @@ pub(crate) fn fetch(numbers: &[f32]) {
     }
 }
 
+/// Has the line that something begins in fetched into the first cache: a hint, for what is read at once.
+#[inline(always)]
+#[cfg_attr(
+    any(miri, not(target_arch = "x86_64")),
+    expect(unused_variables, reason = "no such hint")
+)]
+pub(crate) fn fetch_line<T>(first: &T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing: any address will do.
+        unsafe { _mm_prefetch(std::ptr::from_ref(first).cast(), _MM_HINT_T0) };
+    }
+}
+
 /// Copies past the caches, whole cache lines of `to` at a time; both are of one length. What lies AHEAD
 /// bytes behind what is read is fetched meanwhile, whatever it is.
 #[cfg(target_arch = "x86_64")]

@@ -1,13 +1,9 @@
 //! Draws in proportion to weights, in O(log n), for millions of entries.
 
+use super::descent;
+use super::line::{FANOUT, Line};
 use super::stream::Stream;
 use crate::{Error, Result};
-
-/// Entries of a cache line: a node of the tree is the line that holds its children.
-const FANOUT: usize = 8;
-
-/// Draws that go down the tree side by side, so that their cache misses overlap.
-const ABREAST: usize = 128;
 
 /// The most entries that an index can have.
 pub const MAX_ENTRIES: usize = 1 << 31;
@@ -15,55 +11,19 @@ pub const MAX_ENTRIES: usize = 1 << 31;
 /// The greatest weight of an entry: the sum of [`MAX_ENTRIES`] of them is still finite.
 pub const MAX_WEIGHT: f64 = 1e290;
 
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(align(64))]
-struct Line([f64; FANOUT]);
-
-impl Line {
-    fn sum(&self) -> f64 {
-        self.0.iter().fold(0.0, |sum, child| sum + child)
-    }
-
-    /// The child in whose share `target` lies, and how far into that share; the last child for a
-    /// target at or past the line's sum.
-    #[inline]
-    fn find(&self, target: f64) -> (usize, f64) {
-        // Sums first, then comparisons: the compiler keeps this free of branches, which would be
-        // mispredicted at every level.
-        let mut before = [0.0; FANOUT];
-        for child in 1..FANOUT {
-            before[child] = before[child - 1] + self.0[child - 1];
-        }
-        let child = before[1..].iter().map(|&sum| usize::from(sum <= target)).sum::<usize>();
-        (child, target - before[child])
-    }
-
-    fn last(&self) -> Option<usize> {
-        self.0.iter().rposition(|&weight| weight > 0.0)
-    }
-}
-
-/// One level down: from a line and a target to the line of the child, and the target in it.
-#[inline]
-fn step((node, target): (usize, f64), level: &[Line]) -> (usize, f64) {
-    // Past the last line there is nothing: only a target past the total goes there.
-    let node = node.min(level.len() - 1);
-    let (child, rest) = level[node].find(target);
-    (node * FANOUT + child, rest)
-}
-
 /// Entries 0, 1, … with a weight each, drawn with probability weight / total.
 ///
 /// # Design
 ///
 /// A tree of sums, eight children wide, one cache line a node. Leaves hold the weights as they were
-/// given, in f64; every sum is recomputed from its children, in their order, whenever one of them
+/// given, in f64; every sum is recomputed from its children, in one order, whenever one of them
 /// changes. So nothing drifts: the tree is a pure function of the present weights, whatever the
 /// history of updates was. The tree's order is the entries' order, thus a draw is the entry in which
 /// `u · total` falls on the line of cumulative weights. Probabilities are exact to the rounding of
 /// f64 sums (a few 2^-53 of the total); an entry of weight 0 is never drawn.
 ///
-/// Updates and draws work level by level, on many entries abreast: their cache misses overlap.
+/// Updates and draws work level by level, on many entries abreast: their cache misses overlap. Many
+/// draws write down first where the shares of the upper levels begin, once for all of them.
 ///
 /// ```
 /// use k15_core::sampler::PriorityIndex;
@@ -182,26 +142,7 @@ impl PriorityIndex {
 
     /// [`Self::sample`] where some weight is above 0.
     pub(super) fn draw(&self, count: usize, noise: &mut Stream) -> Vec<usize> {
-        let total = self.total();
-        let mut drawn = Vec::with_capacity(count);
-        let mut lanes = [(0usize, 0.0f64); ABREAST];
-        while drawn.len() < count {
-            let lanes = &mut lanes[..ABREAST.min(count - drawn.len())];
-            lanes.fill_with(|| (0, noise.uniform() * total));
-            for level in self.levels.iter().rev() {
-                // One load of each line first: so few instructions lie between them that their
-                // cache misses are under way all at once.
-                let touched = lanes.iter().fold(0, |bits, &(node, _)| {
-                    bits | level[node.min(level.len() - 1)].0[0].to_bits()
-                });
-                std::hint::black_box(touched);
-                for lane in lanes.iter_mut() {
-                    *lane = step(*lane, level);
-                }
-            }
-            drawn.extend(lanes.iter().map(|&(at, _)| self.settle(at)));
-        }
-        drawn
+        descent::draw(&self.levels, count, noise)
     }
 
     /// Draws `count` different entries one after another, each in proportion to the weights that
@@ -237,33 +178,7 @@ impl PriorityIndex {
 
     /// The entry in whose share of the cumulative weights `target` lies; None if all weights are 0.
     pub fn find(&self, target: f64) -> Option<usize> {
-        if self.total() <= 0.0 {
-            return None;
-        }
-        let leaf = self.levels.iter().rev().fold((0, target), |lane, level| step(lane, level)).0;
-        Some(self.settle(leaf))
-    }
-
-    /// The entry that a descent ended at, or, where rounding took the target past the last weight
-    /// of a line and so to an entry of weight 0, the last that weighs something in that line.
-    #[inline]
-    fn settle(&self, at: usize) -> usize {
-        if self.weight(at) > 0.0 { at } else { self.last_of_line(at) }
-    }
-
-    #[cold]
-    fn last_of_line(&self, at: usize) -> usize {
-        let mut node = at;
-        for (height, level) in self.levels.iter().enumerate() {
-            node /= FANOUT;
-            if let Some(child) = level[node].last() {
-                let down = |node: usize, below: &Vec<Line>| {
-                    node * FANOUT + below[node].last().unwrap_or(0)
-                };
-                return self.levels[..height].iter().rev().fold(node * FANOUT + child, down);
-            }
-        }
-        at
+        (self.total() > 0.0).then(|| descent::find(&self.levels, target))
     }
 
     fn weight(&self, at: usize) -> f64 {

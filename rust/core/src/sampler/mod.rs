@@ -12,7 +12,9 @@
 
 mod beta;
 mod curriculum;
+mod descent;
 mod index;
+mod line;
 mod prompts;
 mod rates;
 mod rule;
