@@ -46,6 +46,7 @@ def attend_cached(
     values: NDArray[np.float32],
     out: NDArray[np.float32],
     threads: int = 1,
+    asked: NDArray[np.bool_] | None = None,
 ) -> None:
     """One decode step's attention, in place: each row by itself over the tokens that it holds.
 
@@ -53,7 +54,8 @@ def attend_cached(
     [H, D] attends over places 0 … positions[r], scaled by 1 / sqrt(D), into out[r] [H * D]; H is a
     multiple of K, and groups of H / K queries share a key head. q, k, v: [W, heads, D], each row
     without gaps; positions: [W]; keys, values: [R * K, T, D] with R >= W; out: [W, H * D]. A row's
-    result is the same to the bit whatever the others are, and on however many `threads`. Releases
+    result is the same to the bit whatever the others are, and on however many `threads`. Where
+    `asked` [W] is given and False, key and value are put and the result is left alone. Releases
     the GIL: nobody may write to the arrays meanwhile. Raises InvalidInputError, and writes nothing,
     if sizes do not fit.
     """

@@ -67,8 +67,10 @@ def feed(
     cache: tuple[np.ndarray, np.ndarray],
     parts: list[tuple[int, int, int]],
     threads: int = 1,
+    asked: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """One call with pieces (row, start, stop), a token of nobody between them: their results."""
+    """One call with pieces (row, start, stop), a token of nobody between them: their results, 7
+    where nobody asks."""
     inputs: list[list[np.ndarray]] = [[], [], []]
     rows, places, spans, at = [], [], [], 0
     for row, start, stop in parts:
@@ -80,7 +82,7 @@ def feed(
         at += stop - start + 1
     q, k, v = map(np.concatenate, inputs)
     out = np.full((at, case.H * case.D), 7, np.float32)
-    attend_cached(np.array(rows), np.array(places), q, k, v, *cache, out, threads)
+    attend_cached(np.array(rows), np.array(places), q, k, v, *cache, out, threads, asked)
     assert (out[np.array(rows) < 0] == 7).all()
     return [out[start:stop] for start, stop in spans]
 
@@ -111,6 +113,25 @@ def test_results_are_attention_and_depend_on_their_row_alone(
         assert np.concatenate(got[row]).tobytes() == at_once[row].tobytes()
 
 
+@settings(deadline=None, max_examples=100)
+@given(case=cases(), share=st.sampled_from([0.0, 0.1, 0.5, 0.9]), threads=st.integers(1, 3))
+def test_where_nobody_asks_keys_and_values_are_kept_all_the_same(
+    case: Case, share: float, threads: int
+) -> None:
+    parts = [(row, 0, length) for row, length in enumerate(case.lengths)]
+    whole, cache = case.cache(), case.cache()
+    wanted = feed(case, whole, parts)
+    asked = np.random.default_rng(case.seed).random(sum(case.lengths) + len(parts)) < share
+    at = 0
+    for full, got in zip(wanted, feed(case, cache, parts, threads, asked), strict=True):
+        mask = asked[at : at + len(full)]
+        assert got[mask].tobytes() == full[mask].tobytes()
+        assert (got[~mask] == 7).all()
+        at += len(full) + 1
+    for kept, all_kept in zip(cache, whole, strict=True):
+        assert kept.tobytes() == all_kept.tobytes()
+
+
 def arguments() -> dict[str, np.ndarray]:
     return {
         "rows": np.array([0, 1]),
@@ -138,6 +159,7 @@ def arguments() -> dict[str, np.ndarray]:
         ({"keys": np.zeros((4, 17, 8), np.float32)}, "keys = 17 places a row"),
         ({"values": np.zeros((2, 16, 8), np.float32)}, "values = 256 numbers: expected 512"),
         ({"out": np.zeros((1, 32), np.float32)}, "out = 32 numbers: expected 64"),
+        ({"threads": 1, "asked": np.ones(1, bool)}, "asked = 1: expected one for each of rows"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(

@@ -126,23 +126,39 @@ class Decoder:
         spans = [np.arange(p.start, p.start + len(p.tokens)) for p in work]
         at = np.concatenate([*spans, np.zeros(spare, np.int64)])
         positions = torch.from_numpy(at).to(self.device)
+        final = [i for i, piece in enumerate(work) if piece.final]
+        ends = np.cumsum(counts)[final] - 1
         with self.threads(len(ids)) as threads:
             attend = self.cache.extend(work, positions, threads)
-            states = self._layers(torch.from_numpy(ids).to(self.device), positions, attend)
-        ends = np.cumsum(counts) - 1
-        final = [i for i, piece in enumerate(work) if piece.final]
-        ended = states[torch.from_numpy(ends[final]).to(self.device)]
+            tokens = torch.from_numpy(ids).to(self.device)
+            ended = self._layers(tokens, positions, attend, ends)[: len(final)]
         target = torch.tensor([work[i].index for i in final], device=self.device, dtype=torch.int64)
         last[target] = rms_norm(ended, self.norm, self.config.rms_norm_eps)
 
-    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The hidden states [W, d] behind the last layer, not yet normed."""
+    def _layers(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        ends: NDArray[np.int64] | None = None,
+    ) -> Tensor:
+        """The hidden states behind the last layer, not yet normed: [W, d], or those at `ends`, then
+        others. Of all other tokens the last layer's keys and values are needed, and no more."""
         cos, sin = self._cos[positions], self._sin[positions]
         x = F.embedding(tokens, self.embedding)
         for layer, w in enumerate(self.layers):
             q, k, v = queries_keys_values(x, w, cos, sin, self.config)
             mixed = x.new_zeros(len(x), q.shape[1] * q.shape[2])
-            attend(layer, q, k, v, mixed)
+            if ends is None or layer < len(self.layers) - 1:
+                attend(layer, q, k, v, mixed)
+            else:
+                asked = np.zeros(len(x), bool)
+                asked[ends] = True
+                attend(layer, q, k, v, mixed, asked)
+                kept = np.zeros(self.width(len(ends)), np.int64)
+                kept[: len(ends)] = ends
+                places = torch.from_numpy(kept).to(self.device)
+                x, mixed = x[places], mixed[places]
             x = feed_forward(x + F.linear(mixed, w.o, w.o_bias), w, self.config.rms_norm_eps)
         return x
 

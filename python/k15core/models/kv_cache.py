@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,9 +25,21 @@ from k15core.models.config import ModelConfig
 TILE = 16
 """Tokens of a tile of the native cache's keys; every cache's length is a multiple of it."""
 
-Attend = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
-"""attend(layer, q, k, v, out): put k, v [W, K, D] into a layer's cache and attend with q [W, H, D]
-into out [W, H * D], which was zeros."""
+
+class Attend(Protocol):
+    """One pass's attention, a layer at a time."""
+
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        asked: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Put k, v [W, K, D] into a layer's cache and attend with q [W, H, D] into out [W, H * D],
+        which was zeros. Where `asked` [W] is False nobody reads the result."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +118,17 @@ class NativeCache:
     def _attend(self, row_of: NDArray[np.int64], positions: Tensor, threads: int) -> Attend:
         places = positions.numpy()
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        def attend(
+            layer: int,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            out: Tensor,
+            asked: NDArray[np.bool_] | None = None,
+        ) -> None:
             keys, values = self._cache[layer]
-            attend_cached(
-                row_of, places, q.numpy(), k.numpy(), v.numpy(), keys, values, out.numpy(), threads
-            )
+            new = q.numpy(), k.numpy(), v.numpy()
+            attend_cached(row_of, places, *new, keys, values, out.numpy(), threads, asked)
 
         return attend
 

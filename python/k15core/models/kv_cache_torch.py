@@ -80,7 +80,14 @@ class TorchCache:
                 bias = length_bias(positions[start:stop], length, K, cache.dtype)
                 segments.append(_Segment(start, stop, bias))
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        def attend(
+            layer: int,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            out: Tensor,
+            asked: NDArray[np.bool_] | None = None,  # noqa: ARG001 - all are computed
+        ) -> None:
             keys, values = cache[layer]
             _put(keys, places, k[:n])
             _put(values, places, v[:n])
@@ -103,7 +110,14 @@ class TorchCache:
         places = (self._heads[rows.to(positions.device)] + positions[:total, None]).flatten()
         buckets = [_Bucket(self._cache, self._config, group) for group in _by_shape(pieces)]
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        def attend(
+            layer: int,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            out: Tensor,
+            asked: NDArray[np.bool_] | None = None,  # noqa: ARG001 - all are computed
+        ) -> None:
             keys, values = self._cache[layer]
             _put(keys, places, k[:total])
             _put(values, places, v[:total])

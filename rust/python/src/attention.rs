@@ -8,9 +8,9 @@ use pyo3::prelude::*;
 
 use crate::error::Result;
 
-/// Put each token's key and value into the cache and attend over its row up to it.
+/// Put each token's key and value into the cache and attend, where asked, over its row up to it.
 #[pyfunction]
-#[pyo3(signature = (rows, positions, q, k, v, keys, values, out, threads = 1))]
+#[pyo3(signature = (rows, positions, q, k, v, keys, values, out, threads = 1, asked = None))]
 #[expect(clippy::too_many_arguments, reason = "the arrays of a decode step")]
 pub fn attend_cached(
     py: Python<'_>,
@@ -23,7 +23,9 @@ pub fn attend_cached(
     mut values: PyReadwriteArray3<'_, f32>,
     mut out: PyReadwriteArray2<'_, f32>,
     threads: usize,
+    asked: Option<PyReadonlyArray1<'_, bool>>,
 ) -> Result<()> {
+    let asked = asked.as_ref().map(|asked| asked.as_array());
     let (rows, positions) = (rows.as_array(), positions.as_array());
     let (q, k, v) = (q.as_array(), k.as_array(), v.as_array());
     let (_, query_heads, head_dim) = q.dim();
@@ -39,7 +41,14 @@ pub fn attend_cached(
         let position = positions.get(i).and_then(|&position| usize::try_from(position).ok());
         let position = position
             .ok_or_else(|| Error::invalid("positions", i, "a place of at least 0 for each row"))?;
-        let (q, k, v) = (token("q", &q, i)?, token("k", &k, i)?, token("v", &v, i)?);
+        let (k, v) = (token("k", &k, i)?, token("v", &v, i)?);
+        let asks = match &asked {
+            None => true,
+            Some(asked) => *asked
+                .get(i)
+                .ok_or_else(|| Error::invalid("asked", asked.len(), "one for each of rows"))?,
+        };
+        let q = if asks { token("q", &q, i)? } else { &[] };
         tokens.push(Some(Token { row, position, q, k, v }));
     }
     let gaps = |field| Error::invalid(field, "an array with gaps", "a contiguous one");

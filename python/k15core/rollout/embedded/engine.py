@@ -85,7 +85,7 @@ class EmbeddedEngine:
         slots: int = 64,
         eos_token_ids: Sequence[int] | None = None,
         min_rows: int = 32,
-        chunk_tokens: int = 16,
+        chunk_tokens: int = 32,
         repetition: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,

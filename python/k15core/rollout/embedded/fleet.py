@@ -34,7 +34,7 @@ class EmbeddedFleet(Fleet):
         slots: int = 64,
         eos_token_ids: Sequence[int] | None = None,
         min_rows: int = 32,
-        chunk_tokens: int = 16,
+        chunk_tokens: int = 32,
         repetition: Mapping[str, Any] | None = None,
         device: str | None = None,
         version: int = 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -13,8 +13,6 @@ from k15core.types import Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from k15core.types import FinishReason, Loop, WeightSource
 
@@ -38,15 +36,17 @@ class Weights:
         yield from safetensors.torch.load(self.content).items()
 
 
-@dataclass(frozen=True)
-class Chunks:
-    """Some chunks of one version as few arrays: two a chunk would cost more than all the rest."""
+class Chunks(NamedTuple):
+    """Some chunks of one version in few plain objects: arrays, two a chunk, would cost both sides
+    more than all the rest."""
 
     version: int
     trajectory_ids: list[int]
     lengths: list[int]
-    tokens: NDArray[np.int32]
-    log_probs: NDArray[np.float32]
+    tokens: bytes
+    """int32, one chunk's behind the other's."""
+    log_probs: bytes
+    """float32, likewise."""
     reasons: list[FinishReason | None]
     loops: list[Loop | None]
 
@@ -57,20 +57,22 @@ class Chunks:
             version=chunks[0].version,
             trajectory_ids=[chunk.trajectory_id for chunk in chunks],
             lengths=[len(chunk.tokens) for chunk in chunks],
-            tokens=np.concatenate([chunk.tokens for chunk in chunks]),
-            log_probs=np.concatenate([chunk.log_probs for chunk in chunks]),
+            tokens=b"".join([chunk.tokens.tobytes() for chunk in chunks]),
+            log_probs=b"".join([chunk.log_probs.tobytes() for chunk in chunks]),
             reasons=[chunk.finish_reason for chunk in chunks],
             loops=[chunk.loop for chunk in chunks],
         )
 
     def each(self) -> Iterable[Chunk]:
-        """The chunks again."""
+        """The chunks again; their arrays are read-only."""
+        tokens, log_probs = (
+            np.frombuffer(self.tokens, np.int32),
+            np.frombuffer(self.log_probs, np.float32),
+        )
         start = 0
         for trajectory_id, length, reason, loop in zip(
             self.trajectory_ids, self.lengths, self.reasons, self.loops, strict=True
         ):
             part = slice(start, start + length)
             start += length
-            yield Chunk(
-                trajectory_id, self.tokens[part], self.log_probs[part], self.version, reason, loop
-            )
+            yield Chunk(trajectory_id, tokens[part], log_probs[part], self.version, reason, loop)

@@ -44,7 +44,7 @@ pub struct Token<'a> {
     pub row: usize,
     /// Its place in the row, which holds all places before.
     pub position: usize,
-    /// The query, [query_heads * head_dim].
+    /// The query, [query_heads * head_dim]; empty where nobody asks, and key and value are all.
     pub q: &'a [f32],
     /// The key, [key_heads * head_dim].
     pub k: &'a [f32],
@@ -95,7 +95,8 @@ impl Shape {
             ("k", token.k.len(), self.key_heads),
             ("v", token.v.len(), self.key_heads),
         ] {
-            if given != heads * self.head_dim {
+            let none_asked = field == "q" && given == 0;
+            if given != heads * self.head_dim && !none_asked {
                 let expected = format!("{heads} heads of {}", self.head_dim);
                 return Err(Error::invalid(field, format!("{given} numbers a token"), expected));
             }
@@ -114,8 +115,8 @@ impl Shape {
 /// Puts each token's key and value into the cache, and attends with each over its row up to it.
 ///
 /// `keys` and `values` are rows of [`Shape::row`] numbers each. Result i goes to the i-th
-/// [query_heads * head_dim] numbers of `out`, which are left alone where a token is `None`. Scores are scaled
-/// by 1 / sqrt(head_dim). At most `threads` threads share the work, this one among them; they change no bit.
+/// [query_heads * head_dim] numbers of `out`, which are left alone where a token is `None` or has no query.
+/// Scores are scaled by 1 / sqrt(head_dim). At most `threads` threads share the work, this one among them; they change no bit.
 ///
 /// # Errors
 ///
@@ -139,6 +140,12 @@ pub fn attend(
     }
     tokens.iter().flatten().try_for_each(|token| shape.check_token(token, rows))?;
     kernel::put(shape, tokens, keys, values);
-    share::attend(shape, tokens, (keys, values), out, threads);
+    let asks = |token: &Token<'_>| !token.q.is_empty();
+    if tokens.iter().flatten().all(asks) {
+        share::attend(shape, tokens, (keys, values), out, threads);
+    } else {
+        let asking: Vec<_> = tokens.iter().map(|token| token.filter(asks)).collect();
+        share::attend(shape, &asking, (keys, values), out, threads);
+    }
     Ok(())
 }
