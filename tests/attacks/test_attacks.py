@@ -93,6 +93,11 @@ def test_attack(sandbox: Sandbox, services: Services, attack: Attack) -> None:
     assert run_processes() == []
 
 
+# How many times its clocks' time an attack has that no clock is to end. Ten were too few on two
+# processors with two other busy processes, where one was to die of its memory.
+PATIENCE = 60
+
+
 def patient(attack: Attack) -> Limits:
     """The attack's limits. Where no clock is to end it, none ends it on a busy machine either: at
     the limit of its memory a run gives up its own text page by page before it is killed."""
@@ -101,8 +106,8 @@ def patient(attack: Attack) -> Limits:
         return attack.limits
     return replace(
         attack.limits,
-        cpu_seconds=None if cpu is None else 10 * cpu,
-        wall_seconds=None if wall is None else 10 * wall,
+        cpu_seconds=None if cpu is None else PATIENCE * cpu,
+        wall_seconds=None if wall is None else PATIENCE * wall,
     )
 
 
