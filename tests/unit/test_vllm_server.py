@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from k15core.deploy.vllm.group import end_group, members
 from k15core.deploy.vllm.program import VllmProgram
 from k15core.deploy.vllm.server import VllmServer
 from k15core.errors import InvalidInputError, ProcessDiedError
+from k15core.rollout.vllm.owners import OwnServer
 
 DEADLINE = 60.0
 
@@ -106,6 +108,29 @@ def test_a_killed_server_leaves_nothing_and_starts_again(tmp_path: Path) -> None
     ours.kill()
     assert not members(second.pid)
     assert not shared.exists()
+
+
+def test_a_server_that_is_about_to_end_is_started_again(tmp_path: Path) -> None:
+    """A killed process of many threads is silent for a while before it has ended."""
+    program = VllmProgram({}, python=stand_in(tmp_path))
+    owner = OwnServer(
+        program, program, release="sleep", log=tmp_path / "vllm.log", seconds=DEADLINE
+    )
+    owner.acquire()
+    first = owner.server.process
+    assert first is not None
+    assert owner.acquire().url == first.url
+    os.kill(first.pid, signal.SIGSTOP)
+    end = threading.Timer(0.5, os.kill, (first.pid, signal.SIGKILL))
+    end.start()
+    try:
+        owner.acquire()
+        assert owner.server.is_healthy()
+        assert owner.server.process != first
+        assert not members(first.pid)
+    finally:
+        end.join()
+        owner.close()
 
 
 @pytest.mark.parametrize("outlives", [False, True])

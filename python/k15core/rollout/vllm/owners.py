@@ -75,11 +75,11 @@ class OwnServer:
 
     def acquire(self) -> VllmControl:
         """Start it where it does not run, and wait until it answers."""
-        if not self.server.is_alive():
+        if not self._runs():
             self._asleep = False
             self.server.start()
             self.server.program = self._later
-        self.server.wait_healthy(seconds=self._seconds)
+            self.server.wait_healthy(seconds=self._seconds)
         if self._asleep:
             self.server.wake()
             self._asleep = False
@@ -97,6 +97,21 @@ class OwnServer:
         elif not self._asleep and self.server.is_alive():
             self.server.sleep()
             self._asleep = True
+
+    def _runs(self) -> bool:
+        """Wait until a server started earlier answers; False where there is none, or it ended.
+
+        One that was killed has closed its connections a while before it counts as ended.
+        """
+        if not self.server.is_alive():
+            return False
+        try:
+            self.server.wait_healthy(seconds=self._seconds)
+        except ProcessDiedError:
+            if self.server.is_alive():
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """End the process."""
